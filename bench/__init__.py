@@ -1,0 +1,1 @@
+"""Benchmarks: throughput, lag, recovery and loss, measured."""

@@ -1,0 +1,44 @@
+"""The engine that a service embeds: writes at Redis speed, receipts that tell the truth, reads that see all writes."""
+
+from writebehind.engine.batches import AtomicGroup, Batch
+from writebehind.engine.config import EngineSettings
+from writebehind.engine.core.durability import Durability
+from writebehind.engine.errors import (
+    BacklogFull,
+    ConfigurationError,
+    DatabaseUnavailable,
+    DataLossDetected,
+    DurabilityTimeout,
+    LeaseLost,
+    PoisonEntryError,
+    ReadTimeout,
+    RedisUnavailable,
+    TransientError,
+    ValidationError,
+    WriteBehindError,
+    WriteOutcomeUnknown,
+)
+from writebehind.engine.receipts import Receipt
+from writebehind.engine.write_behind import WriteBehind
+
+__all__ = [
+    "AtomicGroup",
+    "BacklogFull",
+    "Batch",
+    "ConfigurationError",
+    "DataLossDetected",
+    "DatabaseUnavailable",
+    "Durability",
+    "DurabilityTimeout",
+    "EngineSettings",
+    "LeaseLost",
+    "PoisonEntryError",
+    "ReadTimeout",
+    "Receipt",
+    "RedisUnavailable",
+    "TransientError",
+    "ValidationError",
+    "WriteBehind",
+    "WriteBehindError",
+    "WriteOutcomeUnknown",
+]

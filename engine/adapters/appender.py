@@ -1,0 +1,278 @@
+"""The blocking shell of the write protocol: does on links what ``core.appending`` decides."""
+
+import itertools
+import random
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any, assert_never
+
+import redis
+from hiredis import pack_command
+
+from writebehind.engine.adapters.links import Link, Links, refusal
+from writebehind.engine.adapters.scripts import APPEND, OPEN_EPOCH
+from writebehind.engine.core.appending import (
+    Call,
+    Effect,
+    Lost,
+    OpenEpoch,
+    Pause,
+    Refused,
+    Reply,
+    Run,
+    Unsent,
+    append,
+)
+from writebehind.engine.core.keys import Keys
+from writebehind.engine.errors import WriteBehindError
+
+__all__ = ["Appender"]
+
+PAUSE_SECONDS = 0.005
+PAUSE_SECONDS_MAX = 0.5
+
+
+class Appender:
+    """Appends calls to logs; safe to share between threads.
+
+    Args:
+        links: connections.
+        keys: the namespace's key names.
+        timeout_seconds: how long one call keeps trying.
+        search_entries_max: how far back a retry looks where it has no better bound.
+
+    Attributes:
+        client_id: names this client in mutation IDs and fences.
+        suspect: partitions in which an earlier attempt may still be on its way; the next call fences it off.
+
+    Durability: a returned entry ID is in the primary's memory. Repeat: appends again; a repetition inside one call,
+    after a lost reply, does not. Crash: the call is in the log whole or not at all.
+    """
+
+    def __init__(self, links: Links, keys: Keys, timeout_seconds: float, search_entries_max: int) -> None:
+        self.links = links
+        self.keys = keys
+        self.timeout_seconds = timeout_seconds
+        self.search_entries_max = search_entries_max
+        self.renew()
+
+    def renew(self) -> None:
+        """Become another client; called in a forked child, whose mutation IDs must not be its parent's."""
+        self.client_id = secrets.token_hex(5)
+        self._stamps = itertools.count(1)
+        self._numbers = itertools.count(1)
+        self._last: dict[int, bytes] = {}
+        self.suspect: set[int] = set()
+
+    def call_id(self) -> str:
+        """Return a new call ID: 11 hexadecimal digits of milliseconds, the client ID, a number."""
+        return f"{int(time.time() * 1000):011x}{self.client_id}{next(self._numbers):x}"
+
+    def append(self, call: Call) -> tuple[bytes, bytes]:
+        """Append one call; return the ID of its last entry and the primary's identity.
+
+        Raises:
+            WriteBehindError: as ``core.appending.append`` says.
+        """
+        return self._drive(call, self._anchor(call))
+
+    def append_all(self, calls: Sequence[Call]) -> list[tuple[bytes, bytes] | Exception]:
+        """Append calls of different partitions in one round trip; failures stand in their place."""
+        anchors = [self._anchor(call) for call in calls]
+        first = self._run_all(calls, anchors)
+        results: list[tuple[bytes, bytes] | Exception] = []
+        for call, anchor, (identity, reply, fenced) in zip(calls, anchors, first, strict=True):
+            if type(reply) is bytes:
+                results.append((self._done(call, reply, fenced=fenced), identity))
+                continue
+            unknown = isinstance(reply, Refused) and reply.code == "NOSCRIPT"
+            try:
+                results.append(self._drive(call, anchor, None if unknown else reply))
+            except Exception as error:  # noqa: BLE001 - handed to the caller, who raises it
+                results.append(error)
+        return results
+
+    def _run_all(self, calls: Sequence[Call], anchors: Sequence[bytes]) -> list[tuple[bytes, Reply, bool]]:
+        try:
+            link = self.links.take()
+        except redis.RedisError as error:
+            return [(b"", Unsent(error), False)] * len(calls)
+        replies: list[tuple[bytes, Reply, bool]] = []
+        fenced = [call.partition in self.suspect for call in calls]
+        try:
+            packed = [
+                pack_command(self.command(link, call, anchor if fence else b""))
+                for call, anchor, fence in zip(calls, anchors, fenced, strict=True)
+            ]
+            link.connection.send_packed_command((b"".join(packed),), check_health=False)
+            for fence in fenced:
+                try:
+                    replies.append((link.identity, link.receive(disable_decoding=True), fence))
+                except redis.ResponseError as error:
+                    replies.append((link.identity, refusal(error), False))
+        except BaseException as error:
+            self.suspect.update(call.partition for call in calls[len(replies) :])
+            self.drop(link)
+            if not isinstance(error, redis.RedisError):
+                raise
+            return replies + [(b"", Lost(error), False)] * (len(calls) - len(replies))
+        self.links.give(link)
+        return replies
+
+    def _anchor(self, call: Call) -> bytes:
+        """Return an entry below which the call cannot stand; to be asked before its first attempt."""
+        return self._last.get(call.partition, b"0-0")
+
+    def _drive(self, call: Call, anchor: bytes, reply: Reply = None) -> tuple[bytes, bytes]:
+        protocol = append()
+        performance = _Performance(self, call, anchor)
+        try:
+            effect = next(protocol)
+            if reply is not None:
+                effect = protocol.send(reply)
+            while True:
+                effect = protocol.send(performance.perform(effect))
+        except StopIteration as stop:
+            performance.finish()
+            return self._done(call, stop.value, fenced=performance.fenced), performance.identity
+        except WriteBehindError:
+            performance.abandon()
+            raise
+        except BaseException:
+            self.suspect.add(call.partition)
+            performance.abandon()
+            raise
+
+    def _done(self, call: Call, reply: bytes, *, fenced: bool) -> bytes:
+        self._last[call.partition] = reply
+        if fenced:
+            self.suspect.discard(call.partition)
+        return reply
+
+    def command(self, link: Link, call: Call, anchor: bytes) -> tuple[Any, ...]:
+        """Return one attempt as a command; an anchor makes it a retry."""
+        partition = call.partition
+        return (
+            b"EVALSHA",
+            APPEND.sha,
+            2 + len(call.records),
+            self.keys.logs[partition],
+            self.keys.metas[partition],
+            *call.records,
+            link.identity,
+            self.client_id,
+            next(self._stamps),
+            call.call_id,
+            anchor,
+            self.search_entries_max,
+            *call.arguments,
+        )
+
+    def drop(self, link: Link) -> None:
+        """Close a link that failed; the idle ones are suspect too."""
+        link.close()
+        self.links.drop_idle()
+
+
+class _Performance:
+    """Performs the effects of one call on one link after another."""
+
+    __slots__ = ("_anchor", "_appender", "_call", "_deadline", "_link", "fenced", "identity")
+
+    def __init__(self, appender: Appender, call: Call, anchor: bytes) -> None:
+        self._appender = appender
+        self._anchor = anchor
+        self._call = call
+        self._link: Link | None = None
+        self._deadline: float | None = None
+        self.identity = b""
+        self.fenced = False
+
+    def perform(self, effect: Effect) -> Reply:
+        if isinstance(effect, Run):
+            return self._run(effect)
+        if isinstance(effect, OpenEpoch):
+            return self._open_epoch()
+        if isinstance(effect, Pause):
+            return self._pause(effect.attempt)
+        assert_never(effect)
+
+    def finish(self) -> None:
+        if self._link is not None:
+            self._appender.links.give(self._link)
+
+    def abandon(self) -> None:
+        if self._link is not None:
+            self._link.close()
+
+    def _run(self, effect: Run) -> Reply:
+        appender = self._appender
+        if self._link is None:
+            try:
+                self._link = appender.links.take()
+            except redis.RedisError as error:
+                return Unsent(error)
+        link = self._link
+        self.identity = link.identity
+        self.fenced = effect.retry or self._call.partition in appender.suspect
+        command = appender.command(link, self._call, self._anchor if self.fenced else b"")
+        try:
+            link.connection.send_packed_command((pack_command(command),), check_health=False)
+            return link.receive(disable_decoding=True)  # type: ignore[no-any-return]
+        except redis.exceptions.NoScriptError:
+            return self._run_text(link, command)
+        except redis.ResponseError as error:
+            return self._refused(refusal(error))
+        except redis.RedisError as error:
+            return self._lost(link, error)
+
+    def _run_text(self, link: Link, command: tuple[Any, ...]) -> Reply:
+        try:
+            return link.command(b"EVAL", APPEND.text, *command[2:])  # type: ignore[no-any-return]
+        except redis.ResponseError as error:
+            return self._refused(refusal(error))
+        except redis.RedisError as error:
+            return self._lost(link, error)
+
+    def _refused(self, refused: Refused) -> Refused:
+        if refused.code in {"LOADING", "MASTERDOWN", "READONLY", "UNBLOCKED"} and self._link is not None:
+            self._appender.drop(self._link)
+            self._link = None
+        return refused
+
+    def _lost(self, link: Link, error: Exception) -> Lost:
+        self._appender.suspect.add(self._call.partition)
+        self._appender.drop(link)
+        self._link = None
+        return Lost(error)
+
+    def _open_epoch(self) -> Reply:
+        link = self._link
+        try:
+            if link is None:
+                link = self._link = self._appender.links.take()
+            link.identify()
+            keys = self._appender.keys
+            partition = self._call.partition
+            link.script(
+                OPEN_EPOCH, (keys.logs[partition], keys.metas[partition]), (link.identity, secrets.randbelow(256))
+            )
+        except redis.ResponseError as error:
+            return self._refused(refusal(error))
+        except redis.RedisError as error:
+            if link is not None:
+                self._appender.drop(link)
+            self._link = None
+            return Unsent(error)
+        return None
+
+    def _pause(self, attempt: int) -> bool:
+        now = time.monotonic()
+        if self._deadline is None:
+            self._deadline = now + self._appender.timeout_seconds
+        if now >= self._deadline:
+            return False
+        pause = min(PAUSE_SECONDS_MAX, PAUSE_SECONDS * 2.0 ** min(attempt, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries
+        time.sleep(min(pause, max(0.0, self._deadline - now)))
+        return True

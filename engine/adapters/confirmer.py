@@ -1,0 +1,168 @@
+"""Waiting until an entry is on disk, on replicas, in SQL; and never saying so before it is."""
+
+import time
+from threading import Lock
+
+import redis
+
+from writebehind.engine.adapters.fsync import Fsync, confirm, fsync_of
+from writebehind.engine.adapters.links import Link, Links, refusal
+from writebehind.engine.adapters.rows import Rows
+from writebehind.engine.core.durability import Durability
+from writebehind.engine.core.keys import Keys
+from writebehind.engine.core.positions import EntryID
+from writebehind.engine.errors import (
+    ConfigurationError,
+    DatabaseUnavailable,
+    DataLossDetected,
+    DurabilityTimeout,
+    RedisUnavailable,
+)
+
+__all__ = ["Confirmer"]
+
+PAUSE_SECONDS = 0.001
+PAUSE_SECONDS_MAX = 0.02
+ASK_SQL_SECONDS = 0.5
+
+
+class Confirmer:
+    """Confirms durability levels of one namespace; safe to share between threads.
+
+    Args:
+        links: connections to Redis.
+        rows: the database.
+        keys: the namespace's key names.
+        replicas: how many replicas ``REPLICATED`` means.
+    """
+
+    def __init__(self, links: Links, rows: Rows, keys: Keys, replicas: int) -> None:
+        self._links = links
+        self._rows = rows
+        self._keys = keys
+        self._replicas = replicas
+        self._lock = Lock()
+        self._fsync: dict[bytes, Fsync] = {}
+        self._given: set[Durability] = {Durability.ACCEPTED, Durability.PERSISTED}
+
+    def require(self, level: Durability) -> None:
+        """Refuse a level that the servers cannot give; the answer is kept for each primary.
+
+        Raises:
+            ConfigurationError: they cannot, with the reason.
+            RedisUnavailable: Redis cannot be asked.
+        """
+        if level in self._given:
+            return
+        with self._links.link() as link:
+            self._fsync_of(link)
+            if level is Durability.REPLICATED:
+                self._require_replicas(link)
+        self._given.add(level)
+
+    def _require_replicas(self, link: Link) -> None:
+        found = int(link.command("INFO", "replication").split(b"connected_slaves:")[1].split(b"\r")[0])
+        if found < self._replicas:
+            raise ConfigurationError(
+                f"Redis has {found} replicas and REPLICATED needs {self._replicas}",
+                "attach replicas, or ask for FSYNCED",
+            )
+
+    def _fsync_of(self, link: Link) -> Fsync:
+        with self._lock:
+            fsync = self._fsync.get(link.identity)
+            if fsync is None:
+                fsync = fsync_of(link, self._keys.stems[0] + "fsync-test")
+                self._fsync = {link.identity: fsync}
+            return fsync
+
+    def confirm(self, partition: int, entry_id: EntryID, identity: bytes, level: Durability, timeout: float) -> None:
+        """Wait until an entry is as durable as asked.
+
+        Args:
+            partition: the entry's partition.
+            entry_id: its ID.
+            identity: identity of the primary that accepted it.
+            level: the level to wait for.
+            timeout: seconds to wait at the most.
+
+        Raises:
+            DurabilityTimeout: not in time.
+            DataLossDetected: Redis lost it before it reached SQL.
+            ConfigurationError: the servers cannot give the level.
+            RedisUnavailable: Redis cannot be asked.
+        """
+        deadline = time.monotonic() + timeout
+        if level is Durability.PERSISTED:
+            self._persisted(partition, entry_id, level, deadline)
+            return
+        if level is Durability.ACCEPTED:
+            return
+        try:
+            with self._links.link() as link:
+                if link.identity == identity and confirm(
+                    link,
+                    self._keys.metas[partition],
+                    identity,
+                    level,
+                    fsync=self._fsync_of(link),
+                    replicas=self._replicas,
+                    seconds=timeout,
+                ):
+                    return
+                moved = link.identity != identity
+        except RedisUnavailable:
+            moved = True
+        if moved:
+            # Another primary, or another history: only SQL, or the entry itself, can tell now.
+            self._persisted(partition, entry_id, level, deadline)
+            return
+        raise self._late(level)
+
+    def _persisted(self, partition: int, entry_id: EntryID, level: Durability, deadline: float) -> None:
+        pause = PAUSE_SECONDS
+        ask_sql_at = time.monotonic() + ASK_SQL_SECONDS
+        while True:
+            watermark = self._watermark(partition)
+            if watermark is not None and watermark.epoch == entry_id.epoch and watermark >= entry_id:
+                return
+            now = time.monotonic()
+            other = watermark is not None and watermark.epoch != entry_id.epoch
+            if other or now >= ask_sql_at or now >= deadline:
+                ask_sql_at = now + ASK_SQL_SECONDS
+                if self._applied(partition, entry_id):
+                    return
+            if now >= deadline:
+                raise self._late(level)
+            time.sleep(min(pause, max(0.0, deadline - now)))
+            pause = min(2 * pause, PAUSE_SECONDS_MAX)
+
+    def _applied(self, partition: int, entry_id: EntryID) -> bool:
+        try:
+            applied = self._rows.applied(self._keys.namespace, partition, entry_id)
+        except DatabaseUnavailable:
+            return False
+        if applied is None:
+            raise DataLossDetected(
+                f"entry {entry_id} of partition {partition} was lost by Redis before it reached SQL",
+                "Redis was rolled back (a crash or failover below the durability asked for): write it again",
+            )
+        return applied
+
+    def _watermark(self, partition: int) -> EntryID | None:
+        try:
+            with self._links.link() as link:
+                text = link.command("HGET", self._keys.metas[partition], "watermark")
+        except RedisUnavailable:
+            return None
+        except redis.ResponseError as error:
+            if refusal(error).code in {"LOADING", "MASTERDOWN"}:
+                return None
+            raise
+        return EntryID.parse(text) if text else None
+
+    def _late(self, level: Durability) -> DurabilityTimeout:
+        return DurabilityTimeout(
+            f"the write is accepted, but not {level.name} in time",
+            "check 'writebehind status'" if level is Durability.PERSISTED else "check Redis's disk and replicas",
+        )

@@ -1,0 +1,99 @@
+"""The engine's own SQL tables: offsets, leases, lineage.
+
+``control`` is plain MetaData: hand it to Alembic beside your own, or let ``writebehind init`` create it.
+The offset lives here, in the database that it speaks of, because only so can it move in the same transaction
+as the rows. Leases live here too: fencing tokens minted in Redis go backwards after a failover.
+"""
+
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, Text
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from writebehind.engine.errors import ConfigurationError
+
+__all__ = ["CONTROL_VERSION", "control", "epochs", "flushers", "namespaces", "now_ms", "partitions"]
+
+CONTROL_VERSION = 1
+"""Version of these tables' layout."""
+
+control = MetaData()
+
+namespaces = Table(
+    "writebehind_namespaces",
+    control,
+    Column("namespace", String(32), primary_key=True),
+    Column("partitions", Integer, nullable=False),
+    Column("wire_version", Integer, nullable=False),
+    Column("control_version", Integer, nullable=False),
+    comment="What all processes of a namespace must agree on.",
+)
+
+partitions = Table(
+    "writebehind_partitions",
+    control,
+    Column("namespace", String(32), primary_key=True),
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("token", BigInteger, nullable=False, comment="fencing token; grows with every change of holder"),
+    Column("epoch", BigInteger, nullable=False, comment="offset: epoch of the last applied entry"),
+    Column("sequence", BigInteger, nullable=False, comment="offset: its sequence; -1 before the first"),
+    Column("holder", String(128), nullable=True),
+    Column("lease_until_ms", BigInteger, nullable=False, comment="on this database's clock"),
+    Column("lost_entries", BigInteger, nullable=False, comment="entries found missing from the log"),
+    Column("missing_rows", BigInteger, nullable=False, comment="patches that found no row"),
+    Column("halted", Text, nullable=True, comment="why the partition is not being flushed"),
+    comment="Offset and lease of each partition.",
+)
+
+epochs = Table(
+    "writebehind_epochs",
+    control,
+    Column("namespace", String(32), primary_key=True),
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    Column("sequence", BigInteger, nullable=False, comment="last applied entry of this earlier epoch"),
+    Column("successor", BigInteger, nullable=False, comment="the epoch that followed"),
+    Column("successor_base", String(48), nullable=False, comment="where Redis says this epoch ended"),
+    comment="Earlier epochs: what was applied of each, and what came next.",
+)
+
+flushers = Table(
+    "writebehind_flushers",
+    control,
+    Column("namespace", String(32), primary_key=True),
+    Column("holder", String(128), primary_key=True),
+    Column("seen_until_ms", BigInteger, nullable=False, comment="counted as alive until then"),
+    comment="Flushers that share the partitions among themselves.",
+)
+
+
+class now_ms(FunctionElement[int]):  # noqa: N801 - an SQL function is written in lower case
+    """Milliseconds since 1970 on the database's own clock, also inside a long transaction."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(now_ms)
+def _other(_element: now_ms, compiler: Any, **_: Any) -> str:
+    raise ConfigurationError(
+        f"the database's clock cannot be read on {compiler.dialect.name}",
+        "use PostgreSQL, MySQL, MariaDB or SQLite",
+    )
+
+
+@compiles(now_ms, "postgresql")
+def _postgresql(_element: now_ms, _compiler: Any, **_: Any) -> str:
+    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)"
+
+
+@compiles(now_ms, "mysql")
+@compiles(now_ms, "mariadb")
+def _mysql(_element: now_ms, _compiler: Any, **_: Any) -> str:
+    return "CAST(UNIX_TIMESTAMP(SYSDATE(6)) * 1000 AS SIGNED)"
+
+
+@compiles(now_ms, "sqlite")
+def _sqlite(_element: now_ms, _compiler: Any, **_: Any) -> str:
+    return "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"

@@ -1,0 +1,285 @@
+"""The partitions' logs, as a flusher sees them.
+
+The consumer group gives delivery and visibility; the offset in SQL has the authority, because the group's state
+rolls back with a failover. Nothing here is trimmed above what SQL has.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from writebehind.engine.adapters.links import Links, refusal
+from writebehind.engine.adapters.scripts import SETTLE
+from writebehind.engine.core.contiguity import parse_lineage
+from writebehind.engine.core.keys import Keys
+from writebehind.engine.core.positions import ORIGIN, EntryID
+from writebehind.engine.errors import ConfigurationError, RedisUnavailable
+
+__all__ = ["GROUP", "Acknowledgement", "Log", "LogState", "RawEntry"]
+
+GROUP = b"flushers"
+KEYS_PER_SCRIPT = 1000
+
+RawEntry = Sequence[Any]
+"""``[ID, [field, value, ...]]`` as Redis sends it; a deleted entry has None for its fields."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Acknowledgement:
+    """What to do on a partition after a commit.
+
+    Attributes:
+        partition: its number.
+        ids: the entries that were committed.
+        offset: the last of them.
+        settled: version by record key, for records that may become clean now.
+        ttl_ms: time to live of a clean record in milliseconds, 0 for none.
+        trim_below: entries below this ID may go, or None.
+        flushed_rows: SQL operations to add to the partition's count.
+    """
+
+    partition: int
+    ids: Sequence[bytes]
+    offset: EntryID
+    settled: Mapping[str, bytes]
+    ttl_ms: int
+    trim_below: EntryID | None
+    flushed_rows: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogState:
+    """A log at one moment.
+
+    Attributes:
+        end: its last entry ever, also where that was trimmed; None before the first.
+        delivered: the last entry that the group has delivered; None without a group.
+        watermark: the offset as last published.
+        lineage: its epochs.
+    """
+
+    end: EntryID | None
+    delivered: EntryID | None
+    watermark: EntryID | None
+    lineage: dict[int, EntryID | None]
+
+
+class Log:
+    """The logs of a namespace.
+
+    Args:
+        links: connections.
+        keys: the namespace's key names.
+        consumer: this flusher's name in the group.
+    """
+
+    def __init__(self, links: Links, keys: Keys, consumer: str) -> None:
+        self._links = links
+        self._keys = keys
+        self._consumer = consumer.encode()
+
+    def states(self, partitions: Sequence[int]) -> dict[int, LogState]:
+        """Return the state of some partitions' logs.
+
+        Raises:
+            RedisUnavailable: Redis cannot be read.
+        """
+        logs, metas = self._keys.logs, self._keys.metas
+        commands: list[tuple[Any, ...]] = []
+        for number in partitions:
+            commands += [
+                ("XINFO", "STREAM", logs[number]),
+                ("XINFO", "GROUPS", logs[number]),
+                ("HGETALL", metas[number]),
+            ]
+        with self._links.link() as link:
+            replies = link.pipeline(commands)
+        return {number: _state(*replies[3 * index : 3 * index + 3]) for index, number in enumerate(partitions)}
+
+    def ensure_group(self, partition: int, position: EntryID) -> bool:
+        """Make the consumer group at a position where there is none; return whether one was made.
+
+        Repeat: harmless.
+
+        Raises:
+            RedisUnavailable: Redis cannot be reached, or is full and the group is missing.
+        """
+        start = "0" if position == ORIGIN else str(position)
+        with self._links.link() as link:
+            try:
+                link.command("XGROUP", "CREATE", self._keys.logs[partition], GROUP, start, "MKSTREAM")
+            except redis.ResponseError as error:
+                if str(error).startswith("BUSYGROUP"):
+                    return False
+                raise _refused(error) from error
+        return True
+
+    def claim(self, partition: int) -> tuple[list[bytes], list[bytes]]:
+        """Take over every pending entry of the partition, whoever it was delivered to.
+
+        Only for the holder of the lease: idle time is no lock.
+
+        Returns:
+            IDs claimed, and IDs that were pending but are no longer in the log.
+
+        Raises:
+            RedisUnavailable: Redis cannot be reached.
+        """
+        claimed: list[bytes] = []
+        gone: list[bytes] = []
+        cursor = b"0-0"
+        with self._links.link() as link:
+            while True:
+                try:
+                    cursor, ids, *deleted = link.command(
+                        "XAUTOCLAIM",
+                        self._keys.logs[partition],
+                        GROUP,
+                        self._consumer,
+                        0,
+                        cursor,
+                        "COUNT",
+                        1000,
+                        "JUSTID",
+                    )
+                except redis.ResponseError as error:
+                    raise _refused(error) from error
+                claimed += ids
+                if deleted:
+                    gone += deleted[0]
+                if cursor == b"0-0":
+                    return claimed, gone
+
+    def forget_consumers(self, partition: int) -> None:
+        """Remove other consumers that have nothing pending; never one that has.
+
+        Raises:
+            RedisUnavailable: Redis cannot be reached.
+        """
+        log = self._keys.logs[partition]
+        with self._links.link() as link:
+            try:
+                for consumer in link.command("XINFO", "CONSUMERS", log, GROUP):
+                    facts = dict(zip(consumer[::2], consumer[1::2], strict=True))
+                    if facts[b"name"] != self._consumer and facts[b"pending"] == 0:
+                        link.command("XGROUP", "DELCONSUMER", log, GROUP, facts[b"name"])
+            except redis.ResponseError as error:
+                raise _refused(error) from error
+
+    def read_new(self, partitions: Sequence[int], count: int, block_ms: int) -> dict[int, list[RawEntry]]:
+        """Have the group deliver entries that it never delivered before.
+
+        Args:
+            partitions: whose logs to read.
+            count: entries of each at the most.
+            block_ms: how long to wait where there are none; 0 does not wait.
+
+        Raises:
+            RedisUnavailable: Redis cannot be reached, or a group is missing.
+        """
+        names = [self._keys.logs[number].encode() for number in partitions]
+        block: tuple[Any, ...] = ("BLOCK", block_ms) if block_ms else ()
+        with self._links.link() as link:
+            try:
+                reply = link.command(
+                    "XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", count, *block,
+                    "STREAMS", *names, *(b">" for _ in names),
+                )  # fmt: skip
+            except redis.ResponseError as error:
+                raise _refused(error) from error
+        numbers = dict(zip(names, partitions, strict=True))
+        return {numbers[name]: entries for name, entries in reply or ()}
+
+    def read_range(self, partition: int, after: EntryID, until: EntryID | None, count: int) -> list[RawEntry]:
+        """Read entries by position, whether they were delivered or not.
+
+        Raises:
+            RedisUnavailable: Redis cannot be reached.
+        """
+        first = "-" if after == ORIGIN else f"({after}"
+        with self._links.link() as link:
+            try:
+                return link.command(  # type: ignore[no-any-return]
+                    "XRANGE", self._keys.logs[partition], first, "+" if until is None else str(until), "COUNT", count
+                )
+            except redis.ResponseError as error:
+                raise _refused(error) from error
+
+    def acknowledge(self, acknowledgements: Iterable[Acknowledgement]) -> None:
+        """Acknowledge committed entries, let records become clean, publish the offset, trim.
+
+        Durability: nothing is at stake; SQL has it all. Repeat: harmless. Crash: what is left undone, the next
+        takeover does. A full Redis refuses only the publication of the offset, which readers can ask SQL for.
+
+        Raises:
+            RedisUnavailable: Redis cannot be reached.
+        """
+        commands: list[tuple[Any, ...]] = []
+        for done in acknowledgements:
+            log = self._keys.logs[done.partition]
+            if done.ids:
+                commands.append(("XACK", log, GROUP, *done.ids))
+            if done.trim_below is not None:
+                commands.append(("XTRIM", log, "MINID", str(done.trim_below)))
+            names = list(done.settled)
+            for start in range(0, len(names), KEYS_PER_SCRIPT):
+                part = names[start : start + KEYS_PER_SCRIPT]
+                versions = [done.settled[name] for name in part]
+                commands.append(("EVALSHA", SETTLE.sha, len(part), *part, done.ttl_ms, *versions))
+            meta = self._keys.metas[done.partition]
+            if done.offset != ORIGIN:
+                commands.append(("HSET", meta, "watermark", str(done.offset)))
+            if done.flushed_rows:
+                commands.append(("HINCRBY", meta, "flushed:rows", done.flushed_rows))
+                commands.append(("HINCRBY", meta, "flushed:batches", 1))
+        with self._links.link() as link:
+            replies = link.pipeline(commands)
+            unknown = [
+                ("EVAL", SETTLE.text, *command[2:])
+                for command, reply in zip(commands, replies, strict=True)
+                if isinstance(reply, redis.exceptions.NoScriptError)
+            ]
+            replies += link.pipeline(unknown)
+        for reply in replies:
+            if isinstance(reply, redis.ResponseError) and refusal(reply).code not in {"OOM", "NOSCRIPT"}:
+                raise _refused(reply) from reply
+
+
+def _refused(error: redis.ResponseError) -> Exception:
+    refused = refusal(error)
+    if refused.code in {"NOPERM", "WRONGTYPE", "ERR"}:
+        return ConfigurationError(
+            f"Redis refuses to serve the log: {refused.code} {refused.text}",
+            "check the user's permissions and the keys",
+        )
+    return RedisUnavailable(f"Redis refuses to serve the log: {refused.code} {refused.text}", "tried again later")
+
+
+def _state(stream: Any, groups: Any, meta: Any) -> LogState:
+    for reply in (stream, groups):
+        if isinstance(reply, redis.ResponseError) and "no such key" not in str(reply):
+            raise _refused(reply) from reply
+    if isinstance(meta, redis.ResponseError):
+        raise _refused(meta) from meta
+    fields = dict(zip(meta[::2], meta[1::2], strict=True))
+    end = delivered = None
+    if not isinstance(stream, Exception):
+        end = _position(dict(zip(stream[::2], stream[1::2], strict=False))[b"last-generated-id"])
+    if not isinstance(groups, Exception):
+        for group in groups:
+            facts = dict(zip(group[::2], group[1::2], strict=True))
+            if facts[b"name"] == GROUP:
+                delivered = _position(facts[b"last-delivered-id"]) or ORIGIN
+    watermark = fields.get(b"watermark")
+    return LogState(
+        end=end,
+        delivered=delivered,
+        watermark=EntryID.parse(watermark) if watermark else None,
+        lineage=parse_lineage(fields),
+    )
+
+
+def _position(text: bytes) -> EntryID | None:
+    return None if text == b"0-0" else EntryID.parse(text)

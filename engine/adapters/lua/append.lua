@@ -1,0 +1,240 @@
+-- Append entries to a partition's log and update the records that they change, as one atomic step.
+--
+-- KEYS  1 log (stream)   2 meta (hash)   3... one record (hash) for each put, patch, increment, delete, in order
+-- ARGV  1 identity of the primary that this connection speaks to
+--       2 client ID      3 stamp: number of this attempt, growing within the client
+--       4 call ID, the stem of the mutation IDs
+--       5 anchor: '' on a first attempt; on a retry the entry ID above which the call may already stand
+--       6 entries searched at most by a retry
+--       7 number of entries, then for each entry:
+--           payload, number of operations, then for each operation:
+--             'p' 2k  name value ...                    put: the whole record
+--             'u' 2k  name value ...                    patch: some columns
+--             'i' 5k  name kind delta low high ...      increment; kind 'i', 'f', 'n<scale>' or 'n'
+--             'd' 0                                     delete
+--             'a' 1   table                             insert: no record kept (takes no key)
+-- Reply the ID of the last entry; the call's entries are contiguous.
+-- Errors, all before any effect on log and records:
+--       TIMELINE   the primary is not the one on which the current epoch began
+--       FENCED     a later attempt of this client has overtaken this one
+--       UNSEARCHED a retry could not see far enough back to know whether the call stands in the log
+--       RANGE <column>  an increment would leave the column's range
+--       WRONGTYPE  a key of the namespace holds something foreign
+--
+-- Stopped half way: cannot be; Redis runs a script whole, and logs and replicates it whole. But nothing is
+-- rolled back on an error, so everything that can fail stands before the first XADD, which is the write that
+-- Redis refuses when it is out of memory (a retry's fence before it is harmless alone), and nothing is pcalled.
+
+local log, meta = KEYS[1], KEYS[2]
+local known = redis.call('HMGET', meta, 'identity', 'epoch', 'fence:' .. ARGV[2])
+if known[1] ~= ARGV[1] then
+  return redis.error_reply('TIMELINE the primary changed')
+end
+if known[3] and tonumber(known[3]) > tonumber(ARGV[3]) then
+  return redis.error_reply('FENCED by a later attempt')
+end
+local call = ARGV[4]
+local count = tonumber(ARGV[7])
+
+if ARGV[5] ~= '' then
+  local last, searched, length = '+', 0, #call
+  while true do
+    local found = redis.call('XREVRANGE', log, last, '(' .. ARGV[5], 'COUNT', 256)
+    for _, entry in ipairs(found) do
+      local mutation = entry[2][2]
+      if string.sub(mutation, 1, length) == call and (#mutation == length or string.sub(mutation, length + 1, length + 1) == '.') then
+        return entry[1]
+      end
+    end
+    if #found < 256 then break end
+    searched = searched + 256
+    if searched >= tonumber(ARGV[6]) then
+      return redis.error_reply('UNSEARCHED the log is longer than the search')
+    end
+    last = '(' .. found[256][1]
+  end
+  redis.call('HSET', meta, 'fence:' .. ARGV[2], ARGV[3])
+end
+
+-- Whole numbers as text, of any length.
+local function magnitude_compare(a, b)
+  if #a ~= #b then return #a < #b and -1 or 1 end
+  if a == b then return 0 end
+  return a < b and -1 or 1
+end
+
+local function magnitude_add(a, b, sign)
+  local out, carry, i, j = {}, 0, #a, #b
+  while i > 0 or j > 0 do
+    local x = i > 0 and tonumber(string.sub(a, math.max(1, i - 11), i)) or 0
+    local y = j > 0 and tonumber(string.sub(b, math.max(1, j - 11), j)) or 0
+    local sum = x + sign * y + carry
+    carry = 0
+    if sum >= 1e12 then sum, carry = sum - 1e12, 1 elseif sum < 0 then sum, carry = sum + 1e12, -1 end
+    table.insert(out, 1, string.format('%012.0f', sum))
+    i, j = i - 12, j - 12
+  end
+  if carry == 1 then table.insert(out, 1, '1') end
+  local digits = string.gsub(table.concat(out), '^0+', '')
+  return digits == '' and '0' or digits
+end
+
+local function split(number)
+  local negative = string.sub(number, 1, 1) == '-'
+  local digits = string.gsub(negative and string.sub(number, 2) or number, '^0+', '')
+  return negative, digits == '' and '0' or digits
+end
+
+local function whole_add(a, b)
+  local a_negative, a_digits = split(a)
+  local b_negative, b_digits = split(b)
+  local negative, digits = a_negative, nil
+  if a_negative == b_negative then
+    digits = magnitude_add(a_digits, b_digits, 1)
+  elseif magnitude_compare(a_digits, b_digits) >= 0 then
+    digits = magnitude_add(a_digits, b_digits, -1)
+  else
+    negative, digits = b_negative, magnitude_add(b_digits, a_digits, -1)
+  end
+  return (negative and digits ~= '0') and '-' .. digits or digits
+end
+
+local function whole_less(a, b)
+  local a_negative, a_digits = split(a)
+  local b_negative, b_digits = split(b)
+  if a_negative ~= b_negative then return a_negative end
+  local order = magnitude_compare(a_digits, b_digits)
+  if a_negative then order = -order end
+  return order < 0
+end
+
+local function shortest(number)
+  for digits = 15, 17 do
+    local text = string.format('%.' .. digits .. 'g', number)
+    if tonumber(text) == number then return text end
+  end
+  return string.format('%.17g', number)
+end
+
+local function fraction(number)
+  return string.match(number, '%.(%d*)$') or ''
+end
+
+-- The number times ten to the scale, as a whole number.
+local function unscaled(number, scale)
+  local digits = fraction(number)
+  return string.gsub(number, '%.%d*$', '') .. digits .. string.rep('0', scale - #digits)
+end
+
+-- The sum as text, or nil where it leaves [low, high]. NULL counts as 0.
+local function add(kind, current, delta, low, high)
+  if current == '\\N' then current = '0' end
+  if kind == 'f' then return shortest(tonumber(current) + tonumber(delta)) end
+  local scale = 0
+  if kind ~= 'i' then
+    scale = tonumber(string.sub(kind, 2)) or math.max(#fraction(current), #fraction(delta))
+    current, delta = unscaled(current, scale), unscaled(delta, scale)
+  end
+  local sum
+  local x, y = tonumber(current), tonumber(delta)
+  if math.abs(x) < 4e15 and math.abs(y) < 4e15 then
+    sum = string.format('%.0f', x + y)
+    if sum == '-0' then sum = '0' end
+  else
+    sum = whole_add(current, delta)
+  end
+  if low ~= '' and (whole_less(sum, low) or whole_less(high, sum)) then return nil end
+  if scale > 0 then
+    local negative, digits = split(sum)
+    digits = string.rep('0', scale + 1 - #digits) .. digits
+    sum = (negative and '-' or '') .. string.sub(digits, 1, -scale - 1) .. '.' .. string.sub(digits, -scale)
+  end
+  return sum
+end
+
+-- The new name, value, ... of an increment; nil where the record is not whole in Redis; false, column out of range.
+local function incremented(key, from, size)
+  local names = {}
+  for i = from, from + size - 1, 5 do names[#names + 1] = ARGV[i] end
+  local values = redis.call('HMGET', key, ':state', unpack(names))
+  if values[1] ~= 'full' then return nil end
+  local fields = {}
+  for n, name in ipairs(names) do
+    local i = from + 5 * (n - 1)
+    if not values[n + 1] then return nil end
+    local sum = add(ARGV[i + 1], values[n + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
+    if not sum then return false, name end
+    fields[#fields + 1] = name
+    fields[#fields + 1] = sum
+  end
+  return fields
+end
+
+-- Everything that can fail.
+local seen = {}
+local at, record = 8, 3
+for _ = 1, count do
+  local operations = tonumber(ARGV[at + 1])
+  at = at + 2
+  for _ = 1, operations do
+    local op, size = ARGV[at], tonumber(ARGV[at + 1])
+    if op ~= 'a' then
+      local key = KEYS[record]
+      record = record + 1
+      if op == 'i' and not seen[key] then
+        local fields, column = incremented(key, at + 2, size)
+        if fields == false then return redis.error_reply('RANGE ' .. column) end
+      else
+        redis.call('HGET', key, ':state')
+      end
+      seen[key] = true
+    end
+    at = at + 2 + size
+  end
+end
+
+-- Nothing below can fail.
+local epoch = known[2] .. '-*'
+local id
+at, record = 8, 3
+for entry = 1, count do
+  local operations = tonumber(ARGV[at + 1])
+  id = redis.call('XADD', log, epoch, 'm', count == 1 and call or call .. '.' .. entry, 'p', ARGV[at])
+  at = at + 2
+  for _ = 1, operations do
+    local op, size = ARGV[at], tonumber(ARGV[at + 1])
+    local first, last = at + 2, at + 1 + size
+    at = last + 1
+    if op == 'a' then
+      redis.call('HSET', meta, 'inserted:' .. ARGV[first], id)
+    else
+      local key = KEYS[record]
+      record = record + 1
+      if op == 'p' then
+        redis.call('HSET', key, ':version', id, ':state', 'full', unpack(ARGV, first, last))
+      elseif op == 'd' then
+        redis.call('DEL', key)
+        redis.call('HSET', key, ':version', id, ':state', 'tombstone')
+      elseif op == 'u' then
+        local state = redis.call('HGET', key, ':state')
+        if state == 'full' then
+          redis.call('HSET', key, ':version', id, unpack(ARGV, first, last))
+        elseif state == 'tombstone' or state == 'marker' then
+          redis.call('HSET', key, ':version', id)
+        else
+          redis.call('HSET', key, ':version', id, ':state', 'partial', unpack(ARGV, first, last))
+        end
+      else
+        local fields = incremented(key, first, size)
+        if fields then
+          redis.call('HSET', key, ':version', id, unpack(fields))
+        else
+          redis.call('DEL', key)
+          redis.call('HSET', key, ':version', id, ':state', 'marker')
+        end
+      end
+      redis.call('PERSIST', key)
+    end
+  end
+end
+return id

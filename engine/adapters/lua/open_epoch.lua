@@ -1,0 +1,30 @@
+-- Begin a new epoch on a partition, unless the current one began on this very primary.
+--
+-- KEYS  1 log (stream)   2 meta (hash)
+-- ARGV  1 identity of the primary, read on this connection just now   2 random byte, 0 to 255
+-- Reply the current epoch.
+--
+-- The number is milliseconds * 256 + random byte, or the last epoch plus a random step where that is larger:
+-- unique across histories, so that a replica that never saw the last epoch does not open its twin.
+-- The lineage keeps where the predecessor ended, which tells exactly what a rollback took.
+-- Stopped half way: cannot be. Repeat: returns the epoch that the first call opened.
+
+local log, meta = KEYS[1], KEYS[2]
+local known = redis.call('HMGET', meta, 'identity', 'epoch')
+if known[1] == ARGV[1] then return known[2] end
+local last = '0-0'
+if redis.call('EXISTS', log) == 1 then
+  local info = redis.call('XINFO', 'STREAM', log)
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then last = info[i + 1] end
+  end
+end
+local now = redis.call('TIME')
+local milliseconds = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
+local epoch = milliseconds * 256 + tonumber(ARGV[2])
+local floor = math.max(tonumber(known[2] or '0'), tonumber(string.match(last, '^(%d+)-')))
+if epoch <= floor then epoch = floor + 1 + tonumber(ARGV[2]) end
+local name = string.format('%.0f', epoch)
+redis.call('HSET', meta, 'identity', ARGV[1], 'epoch', name,
+  'lineage:' .. name, last .. '@' .. string.format('%.0f', milliseconds))
+return name

@@ -1,0 +1,138 @@
+"""Reads that see every accepted write, whether it is in Redis, on its way to SQL, or in SQL."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from writebehind.engine.adapters.declaration import DeclaredTable
+from writebehind.engine.adapters.links import Links
+from writebehind.engine.adapters.rows import Rows
+from writebehind.engine.core.keys import Keys
+from writebehind.engine.core.partitioning import partition_of
+from writebehind.engine.core.positions import ORIGIN, EntryID
+from writebehind.engine.core.reading import Standing, standing
+from writebehind.engine.errors import ReadTimeout
+
+__all__ = ["Reader"]
+
+PAUSE_SECONDS = 0.002
+PAUSE_SECONDS_MAX = 0.05
+ASK_SQL_AFTER_SECONDS = 0.5
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """One record being read."""
+
+    key_text: str
+    partition: int
+    key_values: dict[str, Any]
+    overlay: dict[str, Any]
+
+
+class Reader:
+    """Reads records of one namespace.
+
+    Args:
+        links: connections to Redis.
+        rows: the database.
+        keys: the namespace's key names.
+        timeout_seconds: how long to wait for entries that a read depends on.
+    """
+
+    def __init__(self, links: Links, rows: Rows, keys: Keys, timeout_seconds: float) -> None:
+        self._links = links
+        self._rows = rows
+        self._keys = keys
+        self._timeout_seconds = timeout_seconds
+
+    def read(self, declared: DeclaredTable, keys: Sequence[Any]) -> dict[Any, dict[str, Any] | None]:
+        """Read records by key.
+
+        Args:
+            declared: the table.
+            keys: scalars, or tuples for a composite key.
+
+        Returns:
+            For each key the record's user values, or None where there is none.
+
+        Raises:
+            ReadTimeout: a record depends on entries that were not flushed in time.
+            RedisUnavailable, DatabaseUnavailable: a server cannot be read.
+            ValidationError: a key does not fit the table.
+        """
+        found: dict[Any, dict[str, Any] | None] = dict.fromkeys(keys)
+        waiting: dict[Any, _Wanted] = {}
+        for key in found:
+            key_text, spread, values = declared.plan.key_only(key)
+            waiting[key] = _Wanted(key_text, partition_of(spread, self._keys.partitions), values, {})
+        to_load: dict[Any, _Wanted] = {}
+        begun = time.monotonic()
+        pause = PAUSE_SECONDS
+        while waiting:
+            waiting = self._look(declared, waiting, found, to_load, ask_sql=self._overdue(begun))
+            if waiting:
+                if time.monotonic() - begun > self._timeout_seconds:
+                    raise ReadTimeout(
+                        f"{len(waiting)} records of {declared.entity.name} depend on entries that are not in SQL yet",
+                        "check 'writebehind status': is a flusher running?",
+                    )
+                time.sleep(pause)
+                pause = min(2 * pause, PAUSE_SECONDS_MAX)
+        if to_load:
+            rows = self._rows.load(declared, {wanted.key_text: wanted.key_values for wanted in to_load.values()})
+            for key, wanted in to_load.items():
+                row = rows.get(wanted.key_text)
+                found[key] = None if row is None else {**row, **wanted.overlay}
+        return found
+
+    def _look(
+        self,
+        declared: DeclaredTable,
+        waiting: Mapping[Any, _Wanted],
+        found: dict[Any, dict[str, Any] | None],
+        to_load: dict[Any, _Wanted],
+        *,
+        ask_sql: bool,
+    ) -> dict[Any, _Wanted]:
+        """Look at the hashes once; return what has to wait for the log."""
+        name = declared.entity.name
+        partitions = sorted({wanted.partition for wanted in waiting.values()})
+        commands: list[tuple[Any, ...]] = [
+            ("HGETALL", self._keys.record(wanted.partition, name, wanted.key_text)) for wanted in waiting.values()
+        ]
+        # After the hashes: a watermark read later covers all the more, and so does the mark of inserts.
+        commands += [("HMGET", self._keys.metas[number], "watermark", f"inserted:{name}") for number in partitions]
+        with self._links.link() as link:
+            replies = link.pipeline(commands)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        marks = dict(zip(partitions, replies[len(waiting) :], strict=True))
+        still: dict[Any, _Wanted] = {}
+        for (key, wanted), reply in zip(waiting.items(), replies, strict=False):
+            fields = dict(zip(reply[::2], reply[1::2], strict=True))
+            state, version = standing(fields)
+            watermark, inserted = (EntryID.parse(mark) if mark else ORIGIN for mark in marks[wanted.partition])
+            if state is Standing.ABSENT:
+                found[key] = None
+                continue
+            if state is Standing.WHOLE:
+                record = declared.plan.decode_hash(fields)
+                if record is not None:
+                    found[key] = record
+                    continue
+            needed = inserted if version is None or state is Standing.OVERLAY else max(version, inserted)
+            if needed > watermark and not (ask_sql and self._applied(wanted.partition, needed)):
+                still[key] = wanted
+                continue
+            wanted.overlay = declared.plan.decode_fields(fields) if state is Standing.OVERLAY else {}
+            to_load[key] = wanted
+        return still
+
+    def _applied(self, partition: int, entry_id: EntryID) -> bool:
+        return self._rows.applied(self._keys.namespace, partition, entry_id) is not False
+
+    def _overdue(self, begun: float) -> bool:
+        return time.monotonic() - begun > ASK_SQL_AFTER_SECONDS

@@ -1,0 +1,140 @@
+"""Reading rows and offsets from SQL."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from writebehind.engine.adapters.control_tables import control, epochs, namespaces, partitions
+from writebehind.engine.adapters.declaration import DeclaredTable
+from writebehind.engine.config import NamespaceSettings
+from writebehind.engine.core.positions import EntryID
+from writebehind.engine.errors import ConfigurationError, DatabaseUnavailable
+
+__all__ = ["Rows"]
+
+KEYS_PER_QUERY = 500
+
+
+class Rows:
+    """Reads from the database; opens a connection for each call.
+
+    Args:
+        engine: the SQLAlchemy engine.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def load(self, declared: DeclaredTable, keys: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Load the rows that exist among the given keys.
+
+        Args:
+            declared: the table.
+            keys: by key text, the key columns' wire values.
+
+        Returns:
+            By key text, the row's user values.
+
+        Raises:
+            DatabaseUnavailable: the database cannot be read.
+        """
+        table = declared.table
+        columns = [table.c[column.name] for column in declared.entity.key]
+        rows: dict[str, dict[str, Any]] = {}
+        wanted = list(keys.values())
+        try:
+            with self._engine.connect() as connection:
+                for start in range(0, len(wanted), KEYS_PER_QUERY):
+                    bound = [
+                        tuple(_bind(declared, column.name, values[column.name]) for column in declared.entity.key)
+                        for values in wanted[start : start + KEYS_PER_QUERY]
+                    ]
+                    for row in connection.execute(sa.select(table).where(_among(columns, bound))).mappings():
+                        values = {
+                            column.name: _from_row(declared, column.name, row[table.c[column.name]])
+                            for column in declared.entity.columns
+                        }
+                        rows[declared.plan.key_text(values)] = values
+        except sa.exc.SQLAlchemyError as error:
+            raise DatabaseUnavailable(
+                f"{declared.entity.name} cannot be read from SQL: {type(error).__name__}", "check the database"
+            ) from error
+        return rows
+
+    def applied(self, namespace: str, partition: int, entry_id: EntryID) -> bool | None:
+        """Tell whether SQL has applied an entry: by its very epoch, never by comparing IDs across epochs.
+
+        Returns:
+            None where the entry's epoch is over and ended below the entry, so that it will never be applied.
+
+        Raises:
+            DatabaseUnavailable: the database cannot be read.
+        """
+        current = sa.select(partitions.c.epoch, partitions.c.sequence).where(
+            partitions.c.namespace == namespace, partitions.c.partition == partition
+        )
+        earlier = sa.select(epochs.c.sequence).where(
+            epochs.c.namespace == namespace, epochs.c.partition == partition, epochs.c.epoch == entry_id.epoch
+        )
+        try:
+            with self._engine.connect() as connection:
+                offset = connection.execute(current).one_or_none()
+                if offset is not None and offset.epoch == entry_id.epoch:
+                    return bool(offset.sequence >= entry_id.sequence)
+                sequence = connection.execute(earlier).scalar_one_or_none()
+        except sa.exc.SQLAlchemyError as error:
+            raise DatabaseUnavailable(
+                f"the offset cannot be read from SQL: {type(error).__name__}",
+                "run 'writebehind init', check the database",
+            ) from error
+        if sequence is None:
+            return False
+        return True if sequence >= entry_id.sequence else None
+
+    def check(self, settings: NamespaceSettings) -> None:
+        """Compare the namespace's settings with what SQL has; nothing is said where SQL has none or is away.
+
+        Raises:
+            ConfigurationError: they differ.
+        """
+        try:
+            with self._engine.connect() as connection:
+                if not sa.inspect(connection).has_table(namespaces.name):
+                    return
+                found = connection.execute(
+                    sa.select(namespaces.c.partitions).where(namespaces.c.namespace == settings.namespace)
+                ).scalar_one_or_none()
+        except sa.exc.OperationalError:
+            return
+        if found is not None and found != settings.partitions:
+            raise different(settings, found, "SQL")
+
+
+def different(settings: NamespaceSettings, found: object, where: str) -> ConfigurationError:
+    """Return the error for a namespace that was made with other settings."""
+    return ConfigurationError(
+        f"namespace {settings.namespace} has {found} partitions in {where}, not {settings.partitions}",
+        f"give partitions={found}; the number is fixed for the lifetime of a namespace",
+    )
+
+
+def create_control_tables(engine: sa.Engine) -> None:
+    """Create the engine's own tables where they do not exist. Repeat: harmless."""
+    control.create_all(engine)
+
+
+def _among(columns: Sequence[sa.Column[Any]], keys: Sequence[tuple[Any, ...]]) -> sa.ColumnElement[bool]:
+    if len(columns) == 1:
+        return columns[0].in_([key[0] for key in keys])
+    return sa.or_(*(sa.and_(*(column == part for column, part in zip(columns, key, strict=True))) for key in keys))
+
+
+def _bind(declared: DeclaredTable, name: str, value: Any) -> Any:
+    convert = declared.to_bind.get(name)
+    return value if convert is None or value is None else convert(value)
+
+
+def _from_row(declared: DeclaredTable, name: str, value: Any) -> Any:
+    convert = declared.from_row.get(name)
+    return value if convert is None or value is None else convert(value)

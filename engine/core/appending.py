@@ -1,0 +1,196 @@
+"""The write protocol: append entries to a log exactly once, whatever happens to connections and servers.
+
+Pure: it decides what to do and yields it; a shell does it and sends the reply in. Every yielded effect is a
+point at which a crash is possible.
+
+Invariants:
+
+1. A call whose reply was lost is only ever repeated with the same call ID and as a retry, which finds the
+   first attempt in the log or fences it off before it appends.
+2. An error that says "nothing was written" is raised only when that is certain; otherwise the error is
+   ``WriteOutcomeUnknown``.
+3. No entry is appended under an epoch that began on another primary.
+
+::
+
+    run --Accepted--> done
+     |--Refused TIMELINE--> open epoch --> run
+     |--Refused FENCED--> run
+     |--Refused, passing--> pause --> run
+     |--Lost (sent, no reply)--> pause --> run as a retry
+     |--Unsent--> pause --> run
+     '--Refused, final--> raise
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+from writebehind.engine.errors import (
+    ConfigurationError,
+    RedisUnavailable,
+    ValidationError,
+    WriteBehindError,
+    WriteOutcomeUnknown,
+)
+
+__all__ = ["Call", "Effect", "Lost", "OpenEpoch", "Pause", "Refused", "Reply", "Run", "Unsent", "append"]
+
+
+@dataclass(slots=True)
+class Call:
+    """One script call: entries of one partition, appended and applied to their records as one.
+
+    Attributes:
+        partition: number of the partition.
+        call_id: stem of the mutation IDs; the same on every attempt.
+        entries: how many entries it appends.
+        records: names of the record hashes, in the order of the operations.
+        arguments: the script's arguments from the number of entries on.
+        payload_bytes: size of the payloads together.
+    """
+
+    partition: int
+    call_id: str
+    entries: int
+    records: list[str]
+    arguments: list[Any]
+    payload_bytes: int
+
+
+@dataclass(slots=True)
+class Run:
+    """Run the script. ``retry``: an earlier attempt may have been executed."""
+
+    retry: bool
+
+
+@dataclass(slots=True)
+class OpenEpoch:
+    """Read the primary's identity anew on this connection and open an epoch on it where that is needed."""
+
+
+@dataclass(slots=True)
+class Pause:
+    """Wait before the next attempt. ``attempt`` counts from 1; the shell knows the time."""
+
+    attempt: int
+
+
+Effect = Run | OpenEpoch | Pause
+
+
+@dataclass(slots=True)
+class Refused:
+    """The server answered with an error; the call had no effect."""
+
+    code: str
+    text: str
+
+
+@dataclass(slots=True)
+class Lost:
+    """The call was sent, or partly, and no answer came: it may have been executed, or may be yet."""
+
+    error: Exception
+
+
+@dataclass(slots=True)
+class Unsent:
+    """The call was not sent."""
+
+    error: Exception
+
+
+Reply = bytes | Refused | Lost | Unsent | bool | None
+"""``Run`` gets the last entry's ID or a failure; ``OpenEpoch`` None or a failure; ``Pause`` whether time is left."""
+
+PASSING = frozenset(
+    {
+        "BUSY",
+        "CLUSTERDOWN",
+        "FENCED",
+        "LOADING",
+        "MASTERDOWN",
+        "MISCONF",
+        "NOREPLICAS",
+        "OOM",
+        "READONLY",
+        "TIMELINE",
+        "TRYAGAIN",
+        "UNBLOCKED",
+    }
+)
+"""Refusals before any effect that another try may overcome."""
+
+
+def append() -> Generator[Effect, Reply, bytes]:
+    """Append one call's entries once and return the ID of its last entry.
+
+    Raises:
+        RedisUnavailable: time ran out; nothing was written.
+        WriteOutcomeUnknown: time ran out, or the log is too long to search, after a reply was lost.
+        ValidationError: an increment leaves its column's range; nothing was written.
+        ConfigurationError: the server refuses the script for good; nothing was written.
+    """
+    attempt = 0
+    lost: Exception | None = None
+    while True:
+        reply = yield Run(retry=lost is not None)
+        if type(reply) is bytes:
+            return reply
+        if isinstance(reply, Refused) and reply.code == "TIMELINE":
+            reply = yield OpenEpoch()
+            if reply is None and attempt == 0:
+                attempt = 1
+                continue
+        attempt += 1
+        if isinstance(reply, Lost):
+            lost = reply.error
+        elif isinstance(reply, Refused) and reply.code not in PASSING:
+            raise final(reply, lost)
+        if (yield Pause(attempt)) is False:
+            raise exhausted(reply, lost)
+
+
+def exhausted(reply: Reply, lost: Exception | None) -> WriteBehindError:
+    """Return the error for a write that ran out of time."""
+    if lost is not None:
+        return WriteOutcomeUnknown(
+            f"the reply to a write was lost ({lost}) and Redis could not be asked again in time",
+            "the write may be in the log; read the record before you repeat it",
+        )
+    if isinstance(reply, Refused):
+        hint = (
+            "Redis is out of memory: flushing frees some" if reply.code == "OOM" else "nothing was written; try later"
+        )
+        return RedisUnavailable(f"Redis refuses writes: {reply.code} {reply.text}".rstrip(), hint)
+    cause = reply.error if isinstance(reply, Lost | Unsent) else "the primary kept changing"
+    return RedisUnavailable(f"Redis cannot be reached: {cause}", "nothing was written; try later")
+
+
+def final(reply: Refused, lost: Exception | None) -> WriteBehindError:
+    """Return the error for a refusal that no further try overcomes."""
+    if reply.code == "UNSEARCHED":
+        return WriteOutcomeUnknown(
+            f"the reply to a write was lost ({lost}) and the log is too long to look for it",
+            "the write may be in the log; read the record before you repeat it",
+        )
+    if reply.code == "RANGE":
+        return ValidationError(
+            f"an increment of column {reply.text} would leave the column's range", "nothing was written"
+        )
+    if lost is not None and reply.code in {"NOPERM", "NOAUTH", "WRONGPASS", "ERR"}:
+        return WriteOutcomeUnknown(
+            f"the reply to a write was lost ({lost}) and Redis refuses to look for it: {reply.code} {reply.text}",
+            "the write may be in the log; read the record before you repeat it",
+        )
+    if reply.code == "WRONGTYPE":
+        return ConfigurationError(
+            "a key of this namespace in Redis holds something that is not the engine's",
+            "remove the foreign key, or choose another namespace; nothing was written",
+        )
+    return ConfigurationError(
+        f"Redis refuses the write script: {reply.code} {reply.text}".rstrip(),
+        "check the user's permissions and that the server is Redis 7 or Valkey; nothing was written",
+    )

@@ -1,0 +1,184 @@
+"""Composing: from a caller's values to what one script call carries.
+
+Nothing is sent before everything of a write has been validated and encoded, so a ``ValidationError`` means that
+nothing was written.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from writebehind.engine.core.appending import Call
+from writebehind.engine.core.columns import Column, Kind
+from writebehind.engine.core.keys import Keys
+from writebehind.engine.core.partitioning import partition_of
+from writebehind.engine.core.payload import Op, encode, encode_group
+from writebehind.engine.core.records import RecordPlan
+from writebehind.engine.errors import ValidationError
+
+__all__ = ["Composer", "Entry", "call", "chunks"]
+
+Member = tuple[int, str, str, dict[str, Any]]
+
+
+@dataclass(slots=True)
+class Entry:
+    """One log entry, ready to be sent.
+
+    Attributes:
+        partition: number of the partition, or -1 where any will do.
+        payload: the encoded mutation or group.
+        records: names of the record hashes it changes.
+        operations: the script's arguments for these records.
+        count: how many operations there are.
+        member: the mutation as it would stand in a group.
+    """
+
+    partition: int
+    payload: bytes
+    records: list[str]
+    operations: list[Any]
+    count: int
+    member: Member
+
+
+class Composer:
+    """Composes entries of one namespace.
+
+    Args:
+        keys: the namespace's key names.
+        payload_bytes_max: limit of one payload, in bytes.
+    """
+
+    __slots__ = ("_keys", "_limit", "_partitions", "_stems")
+
+    def __init__(self, keys: Keys, payload_bytes_max: int) -> None:
+        self._keys = keys
+        self._stems = keys.stems
+        self._partitions = keys.partitions
+        self._limit = payload_bytes_max
+
+    def put(self, plan: RecordPlan, record: Mapping[str, Any]) -> Entry:
+        """Compose the upsert of a whole record.
+
+        Raises:
+            ValidationError: the record does not fit the table.
+        """
+        key_text, spread, values, fields = plan.full_record(record)
+        return self._entry(Op.PUT, plan.name, (key_text, spread, values), ["p", len(fields), *fields])
+
+    def patch(self, plan: RecordPlan, key: Any, changes: Mapping[str, Any]) -> Entry:
+        """Compose the change of some columns of an existing record.
+
+        Raises:
+            ValidationError: the key or the changes do not fit the table.
+        """
+        key_text, spread, values, fields = plan.partial(key, changes)
+        return self._entry(Op.PATCH, plan.name, (key_text, spread, values), ["u", len(fields), *fields])
+
+    def increment(self, plan: RecordPlan, key: Any, deltas: Mapping[str, Any]) -> Entry:
+        """Compose the addition of amounts to numeric columns.
+
+        Raises:
+            ValidationError: the key or the amounts do not fit the table.
+        """
+        key_text, spread, values, fields = plan.deltas(key, deltas)
+        arguments: list[Any] = ["i", 5 * (len(fields) // 2)]
+        for name, text in zip(fields[::2], fields[1::2], strict=True):
+            arguments += (name, *_arithmetic(plan.columns[name], text))
+        return self._entry(Op.INCREMENT, plan.name, (key_text, spread, values), arguments)
+
+    def delete(self, plan: RecordPlan, key: Any) -> Entry:
+        """Compose the deletion of a record.
+
+        Raises:
+            ValidationError: the key does not fit the table.
+        """
+        key_text, spread, values = plan.key_only(key)
+        return self._entry(Op.DELETE, plan.name, (key_text, spread, values), ["d", 0])
+
+    def insert(self, plan: RecordPlan, row: Mapping[str, Any]) -> Entry:
+        """Compose an append-only row.
+
+        Raises:
+            ValidationError: the row does not fit the table.
+        """
+        key_text, spread, values = plan.new_row(row)
+        return self._entry(Op.INSERT, plan.name, (key_text or "", spread, values), ["a", 1, plan.name])
+
+    def _entry(
+        self, op: Op, table: str, prepared: tuple[str, str | None, dict[str, Any]], operation: list[Any]
+    ) -> Entry:
+        key_text, spread, values = prepared
+        payload = encode(op, table, key_text, values)
+        self._check_size(payload, table)
+        partition = -1 if spread is None else partition_of(spread, self._partitions)
+        records = [] if op is Op.INSERT else [f"{self._stems[partition]}{table}:{key_text}"]
+        return Entry(partition, payload, records, operation, 1, (op, table, key_text, values))
+
+    def group(self, entries: Sequence[Entry], partition: int) -> Entry:
+        """Compose one entry of several mutations, which stay together in Redis and in SQL.
+
+        Raises:
+            ValidationError: a member belongs to another partition, or all together are too large.
+        """
+        for entry in entries:
+            if entry.partition not in {partition, -1}:
+                raise ValidationError(
+                    f"a record of {entry.member[1]} in this atomic group lives in another partition",
+                    "give its table partition_by with the column that holds the group's key; nothing was written",
+                )
+        payload = encode_group([entry.member for entry in entries])
+        self._check_size(payload, "an atomic group")
+        return Entry(
+            partition,
+            payload,
+            [record for entry in entries for record in entry.records],
+            [argument for entry in entries for argument in entry.operations],
+            len(entries),
+            (Op.GROUP, "", "", {}),
+        )
+
+    def _check_size(self, payload: bytes, table: str) -> None:
+        if len(payload) > self._limit:
+            raise ValidationError(
+                f"{table}: the write takes {len(payload)} bytes and {self._limit} are allowed",
+                "store large values elsewhere, or raise payload_bytes_max; nothing was written",
+            )
+
+
+def call(partition: int, call_id: str, entries: Sequence[Entry]) -> Call:
+    """Put entries of one partition into one script call."""
+    records: list[str] = []
+    arguments: list[Any] = [len(entries)]
+    payload_bytes = 0
+    for entry in entries:
+        records += entry.records
+        arguments.append(entry.payload)
+        arguments.append(entry.count)
+        arguments += entry.operations
+        payload_bytes += len(entry.payload)
+    return Call(partition, call_id, len(entries), records, arguments, payload_bytes)
+
+
+def chunks(entries: Iterable[Entry], entries_max: int, bytes_max: int) -> Iterator[list[Entry]]:
+    """Cut a sequence of entries so that no piece keeps Redis busy for long."""
+    chunk: list[Entry] = []
+    size = 0
+    for entry in entries:
+        if chunk and (len(chunk) >= entries_max or size + len(entry.payload) > bytes_max):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(entry)
+        size += len(entry.payload)
+    if chunk:
+        yield chunk
+
+
+def _arithmetic(column: Column, delta: Any) -> tuple[Any, Any, Any, Any]:
+    if column.kind is Kind.FLOAT:
+        return "f", delta, "", ""
+    if column.kind is Kind.NUMERIC:
+        limit = "" if column.precision is None else str(10**column.precision - 1)
+        return f"n{'' if column.scale is None else column.scale}", delta, f"-{limit}" if limit else "", limit
+    return "i", delta, column.minimum, column.maximum

@@ -1,0 +1,116 @@
+"""Whether a log continues where SQL stands: gaps, epochs, and where to begin reading.
+
+Sequences count without gaps inside an epoch, and the lineage tells where each epoch's predecessor ended. So what is
+missing between two positions can be counted exactly. IDs of two histories are never compared: whether an epoch
+belongs to the log's history is asked of the lineage.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from writebehind.engine.core.positions import ORIGIN, EntryID
+
+__all__ = ["Lineage", "Step", "backlog", "begin", "parse_lineage", "step"]
+
+Lineage = Mapping[int, EntryID | None]
+"""Each epoch of the log with the last entry before it; None where the log was empty."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """What lies between a position and the entry read next.
+
+    Attributes:
+        lost: entries that should be between them and are not in the log.
+        ahead: entries that SQL applied and Redis no longer knows, because Redis was rolled back.
+        known: False where the lineage does not connect the two, so that ``lost`` is a lower bound.
+        base: where the position's epoch ended according to Redis, when a new epoch begins.
+    """
+
+    lost: int = 0
+    ahead: int = 0
+    known: bool = True
+    base: EntryID | None = None
+
+
+def step(position: EntryID, found: EntryID, lineage: Lineage) -> Step:
+    """Judge the step from the last applied position to the entry found next.
+
+    Raises:
+        ValueError: the entry found does not come after the position.
+    """
+    if found.epoch == position.epoch:
+        if found.sequence <= position.sequence:
+            raise ValueError(f"entry {found} does not follow {position}")
+        return Step(lost=found.sequence - position.sequence - 1)
+    lost = found.sequence
+    epoch = found.epoch
+    base: EntryID | None = None
+    while epoch != position.epoch:
+        if epoch not in lineage:
+            return Step(lost=lost, known=position == ORIGIN and lost == 0)
+        base = lineage[epoch]
+        if base is None:
+            return Step(lost=lost, known=position == ORIGIN)
+        if base.epoch == position.epoch:
+            break
+        lost += base.sequence + 1
+        epoch = base.epoch
+    if base is None:
+        return Step(lost=lost)
+    return Step(
+        lost=lost + max(0, base.sequence - position.sequence),
+        ahead=max(0, position.sequence - base.sequence),
+        base=base,
+    )
+
+
+def begin(offset: EntryID, earlier: Mapping[int, EntryID], lineage: Lineage) -> EntryID:
+    """Return the position after which to read this log, given what SQL has applied.
+
+    Args:
+        offset: the current offset in SQL.
+        earlier: for each epoch that follows another in SQL, by the successor's number, the last applied entry
+            of the epoch before it.
+        lineage: the log's own.
+
+    Returns:
+        The offset, where its epoch belongs to the log's history; else the last applied entry of the latest epoch
+        that does; ``ORIGIN`` where none does.
+    """
+    position = offset
+    seen: set[int] = set()
+    while position.epoch not in lineage and position != ORIGIN:
+        if position.epoch in seen or position.epoch not in earlier:
+            return ORIGIN
+        seen.add(position.epoch)
+        position = earlier[position.epoch]
+    return position
+
+
+def backlog(position: EntryID, end: EntryID | None, lineage: Lineage) -> int:
+    """Count the entries above a position, up to the log's last one."""
+    if end is None:
+        return 0
+    if end.epoch == position.epoch:
+        return max(0, end.sequence - position.sequence)
+    count = end.sequence + 1
+    epoch = end.epoch
+    while True:
+        base = lineage.get(epoch)
+        if base is None:
+            return count
+        if base.epoch == position.epoch:
+            return count + max(0, base.sequence - position.sequence)
+        count += base.sequence + 1
+        epoch = base.epoch
+
+
+def parse_lineage(meta: Mapping[bytes, bytes]) -> dict[int, EntryID | None]:
+    """Read the lineage from a partition's meta hash: ``lineage:<epoch>`` is ``<last ID before>@<milliseconds>``."""
+    lineage: dict[int, EntryID | None] = {}
+    for name, value in meta.items():
+        if name.startswith(b"lineage:"):
+            base = value.partition(b"@")[0]
+            lineage[int(name[8:])] = None if base == b"0-0" else EntryID.parse(base)
+    return lineage

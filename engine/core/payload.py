@@ -1,0 +1,219 @@
+"""The wire format: what stands in the payload field of a log entry (``docs/wire-format.md``).
+
+Invariants:
+
+1. What was encoded decodes to equal wire values of the same types.
+2. ``decode`` of any bytes whatever returns mutations or raises ``PayloadError``, nothing else.
+3. A payload of another version is refused, never guessed at.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import IntEnum
+from struct import Struct
+from typing import Any, Final, TypeAlias
+from uuid import UUID
+
+from msgspec import ValidationError as ShapeError
+from msgspec.msgpack import Decoder, Encoder, Ext
+
+from writebehind.engine.core.values import JsonText
+from writebehind.engine.errors import ConfigurationError
+
+__all__ = ["VERSION", "Mutation", "Op", "PayloadError", "decode", "encode", "encode_group"]
+
+VERSION: Final = 1
+
+Mutation: TypeAlias = tuple[int, str, str, dict[str, Any]]
+"""One decoded mutation: operation, table, key text (empty: an insert without a key), wire values."""
+
+
+class Op(IntEnum):
+    """What a payload does. ``GROUP`` holds mutations; it is never one itself."""
+
+    GROUP = 0
+    PUT = 1
+    PATCH = 2
+    INCREMENT = 3
+    INSERT = 4
+    DELETE = 5
+
+
+class PayloadError(ConfigurationError):
+    """A payload that this release cannot read: halt, because its key and its effect are unknown."""
+
+
+_FIRST_OP: Final = int(Op.PUT)  # plain ints: comparing with members of an IntEnum doubles the time of decode
+_LAST_OP: Final = int(Op.DELETE)
+_all_plain: Final = frozenset({int, str, float, bool, bytes, type(None), JsonText}).issuperset
+_EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 -- naive datetimes count from a naive epoch
+_DAY_MICROSECONDS: Final = 86_400_000_000
+_EPOCH_DAY: Final = _EPOCH.toordinal()
+_MICROSECOND: Final = timedelta(microseconds=1)
+_INT32: Final = Struct(">i")
+_INT64: Final = Struct(">q")
+_INT64_PAIR: Final = Struct(">qq")
+
+
+def _pack_datetime(value: datetime) -> datetime | Ext:
+    if value.tzinfo is not None:
+        return value
+    return Ext(1, _INT64.pack((value - _EPOCH) // _MICROSECOND))
+
+
+def _pack_date(value: date) -> Ext:
+    return Ext(2, _INT32.pack(value.toordinal() - _EPOCH_DAY))
+
+
+def _pack_time(value: time) -> Ext:
+    seconds = (value.hour * 60 + value.minute) * 60 + value.second
+    return Ext(3, _INT64.pack(seconds * 1_000_000 + value.microsecond))
+
+
+def _pack_interval(value: timedelta) -> Ext:
+    return Ext(4, _INT64_PAIR.pack(value.days, value.seconds * 1_000_000 + value.microseconds))
+
+
+_PACKERS: Final[dict[type, Callable[[Any], Any]]] = {
+    datetime: _pack_datetime,
+    date: _pack_date,
+    time: _pack_time,
+    timedelta: _pack_interval,
+    Decimal: lambda value: Ext(5, str(value).encode("ascii")),
+    UUID: lambda value: Ext(6, value.bytes),
+}
+
+
+def _unpack_time(data: memoryview) -> time:
+    (microseconds,) = _INT64.unpack(data)
+    if not 0 <= microseconds < _DAY_MICROSECONDS:
+        raise ValueError("time of day out of range")
+    return (_EPOCH + timedelta(microseconds=microseconds)).time()
+
+
+def _unpack_interval(data: memoryview) -> timedelta:
+    days, microseconds = _INT64_PAIR.unpack(data)
+    return timedelta(days=days, microseconds=microseconds)
+
+
+_UNPACKERS: Final[dict[int, Callable[[memoryview], Any]]] = {
+    1: lambda data: _EPOCH + timedelta(microseconds=_INT64.unpack(data)[0]),
+    2: lambda data: date.fromordinal(_INT32.unpack(data)[0] + _EPOCH_DAY),
+    3: _unpack_time,
+    4: _unpack_interval,
+    5: lambda data: Decimal(str(data, "ascii")),
+    6: lambda data: UUID(bytes=bytes(data)),
+    7: lambda data: JsonText(data, "utf-8"),
+}
+
+
+def _pack_json(value: Any) -> Ext:
+    if type(value) is JsonText:
+        return Ext(7, value.encode())
+    raise TypeError(f"{type(value).__name__} is no wire value")
+
+
+def _unpack(code: int, data: memoryview) -> Any:
+    unpacker = _UNPACKERS.get(code)
+    if unpacker is None:
+        raise ValueError(f"unknown extension type {code}")
+    return unpacker(data)
+
+
+_encode = Encoder(enc_hook=_pack_json).encode
+_decode_one = Decoder(tuple[int, int, str, str, dict[str, Any]], ext_hook=_unpack).decode
+_decode_group = Decoder(tuple[int, int, list[Mutation]], ext_hook=_unpack).decode
+_decode_any = Decoder(ext_hook=Ext).decode
+
+
+def _packed(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    # msgspec writes Decimal, date and the like as plain strings, which would come back as strings.
+    if _all_plain(map(type, values.values())):
+        return values
+    packers = _PACKERS
+    return {name: packers[type(value)](value) if type(value) in packers else value for name, value in values.items()}
+
+
+def encode(op: int, table: str, key_text: str, values: Mapping[str, Any]) -> bytes:
+    """Return the payload of one mutation.
+
+    Args:
+        op: any ``Op`` but ``GROUP``.
+        table: the entity's name.
+        key_text: as ``RecordPlan`` makes it; empty for an insert without a key.
+        values: wire values by column.
+
+    Raises:
+        TypeError: a value is no wire value.
+    """
+    return _encode((VERSION, op, table, key_text, _packed(values)))
+
+
+def encode_group(mutations: Iterable[tuple[int, str, str, Mapping[str, Any]]]) -> bytes:
+    """Return the payload of mutations that take effect together, in this order.
+
+    Raises:
+        TypeError: a value is no wire value.
+    """
+    members = [(op, table, key_text, _packed(values)) for op, table, key_text, values in mutations]
+    return _encode((VERSION, Op.GROUP, members))
+
+
+def decode(payload: bytes) -> list[Mutation]:
+    """Return the mutations of a payload: one, or a group's in order. The value dicts are the caller's own.
+
+    Raises:
+        PayloadError: another version, an unknown operation or extension type, or damaged bytes.
+    """
+    try:
+        decoded = _decode_one(payload)
+    except ShapeError:
+        return _decode_rare(payload)
+    except Exception as error:  # whatever damaged bytes provoke: see invariant 2
+        raise _damaged(payload, error) from error
+    if decoded[0] != VERSION or not _FIRST_OP <= decoded[1] <= _LAST_OP:
+        raise _refusal(decoded[0], decoded[1])
+    return [decoded[1:]]
+
+
+def _decode_rare(payload: bytes) -> list[Mutation]:
+    try:
+        version, op, members = _decode_group(payload)
+    except ShapeError as error:
+        raise _misshapen(payload, error) from error
+    except Exception as error:
+        raise _damaged(payload, error) from error
+    if version != VERSION or op != Op.GROUP:
+        raise _refusal(version, op)
+    for member in members:
+        if not _FIRST_OP <= member[0] <= _LAST_OP:
+            raise _refusal(version, member[0])
+    return members
+
+
+def _misshapen(payload: bytes, error: Exception) -> PayloadError:
+    """Tell a newer format, whose shape may be any, from damage."""
+    try:
+        head = _decode_any(payload)
+    except Exception:  # noqa: BLE001 -- invariant 2
+        return _damaged(payload, error)
+    if isinstance(head, list) and head and type(head[0]) is int and head[0] != VERSION:
+        return _refusal(head[0], None)
+    return _damaged(payload, error)
+
+
+def _refusal(version: int, op: int | None) -> PayloadError:
+    if version != VERSION:
+        return PayloadError(
+            f"a log entry has payload version {version}, this release reads version {VERSION}",
+            "run flushers at least as new as the writers",
+        )
+    return PayloadError(f"a log entry has the unknown operation {op}", "run flushers at least as new as the writers")
+
+
+def _damaged(payload: bytes, error: Exception) -> PayloadError:
+    return PayloadError(
+        f"a log entry's payload of {len(payload)} bytes is not in the wire format: {type(error).__name__}",
+        "another program wrote to the log, or the entry is damaged; inspect it with XRANGE",
+    )

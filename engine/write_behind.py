@@ -1,0 +1,400 @@
+"""The engine as a service embeds it."""
+
+import itertools
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import redis as redis_client
+import sqlalchemy as sa
+
+from writebehind.engine.adapters.appender import Appender
+from writebehind.engine.adapters.confirmer import Confirmer
+from writebehind.engine.adapters.declaration import DeclaredTable, declare
+from writebehind.engine.adapters.links import Links
+from writebehind.engine.adapters.reader import Reader
+from writebehind.engine.adapters.rows import Rows
+from writebehind.engine.adapters.shared import agree
+from writebehind.engine.batches import AtomicGroup, Batch
+from writebehind.engine.config import EngineSettings, NamespaceSettings
+from writebehind.engine.core.composing import Composer, Entry, call, chunks
+from writebehind.engine.core.durability import Durability
+from writebehind.engine.core.keys import Keys
+from writebehind.engine.core.partitioning import partition_of
+from writebehind.engine.core.positions import EntryID
+from writebehind.engine.core.records import RecordPlan
+from writebehind.engine.errors import ConfigurationError, WriteBehindError
+from writebehind.engine.receipts import Receipt
+
+__all__ = ["WriteBehind"]
+
+
+class WriteBehind:
+    """Writes at Redis speed; the SQL database receives every accepted write exactly once, in the order of its key.
+
+    Making one opens no connection; the first use, ``start`` or the ``with`` block does. It may be shared between
+    threads. After a fork the child goes on with connections of its own.
+
+    Args:
+        redis: a URL, or a ``redis.Redis`` (also one made by Sentinel) whose connection settings are taken over.
+        database: a SQLAlchemy URL or ``Engine``.
+        tables: declarative classes or ``sqlalchemy.Table``.
+        namespace: separates applications that share servers.
+        partitions: how many ordered shards; fixed for the lifetime of the namespace.
+        durability: level of writes that do not name one.
+        settings: what this process may tune.
+
+    Raises:
+        ConfigurationError: something of this cannot work, with the reason.
+    """
+
+    def __init__(
+        self,
+        *,
+        redis: "str | redis_client.Redis",
+        database: str | sa.URL | sa.Engine,
+        tables: Sequence[Any],
+        namespace: str,
+        partitions: int = 16,
+        durability: Durability = Durability.ACCEPTED,
+        settings: EngineSettings | None = None,
+    ) -> None:
+        self.settings = settings or EngineSettings()
+        self.namespace_settings = NamespaceSettings(namespace=namespace, partitions=partitions)
+        self.durability = Durability(durability)
+        self.redis_target = redis
+        self.database = _engine_of(database)
+        self.keys = Keys(namespace, partitions)
+        self.tables: dict[str, DeclaredTable] = {}
+        self._declared: dict[Any, DeclaredTable] = {}
+        for table in tables:
+            self._declare(table)
+        self.links = Links(redis, self.settings.redis_timeout_seconds)
+        self.rows = Rows(self.database)
+        self.composer = Composer(self.keys, self.settings.payload_bytes_max)
+        self._appender = Appender(
+            self.links, self.keys, self.settings.write_timeout_seconds, self.settings.retry_search_entries_max
+        )
+        self._confirmer = Confirmer(self.links, self.rows, self.keys, self.settings.replicas)
+        self._reader = Reader(self.links, self.rows, self.keys, self.settings.read_timeout_seconds)
+        self._spread = itertools.count()
+        self._started = False
+        self._closed = False
+        self._starting = threading.Lock()
+        _live.add(self)
+
+    def _declare(self, table: Any) -> None:
+        declared = declare(table, self.database.dialect.name)
+        name = declared.entity.name
+        if name in self.tables:
+            raise ConfigurationError(f"table {name} is given twice", "name each table once")
+        self.tables[name] = declared
+        self._declared[table] = self._declared[declared.table] = declared
+
+    # Starting and ending
+
+    def start(self) -> Self:
+        """Connect, compare the namespace's settings with what Redis and SQL have, check the durability level.
+
+        Repeat: harmless. A database that is away or not initialised is no hindrance: writing does without it.
+
+        Raises:
+            ConfigurationError: the settings differ, or the servers cannot give the durability level.
+            RedisUnavailable: Redis cannot be reached.
+        """
+        with self._starting:
+            if self._closed:
+                raise WriteBehindError("this engine is closed", "make a new one")
+            if not self._started:
+                agree(self.links, self.keys, self.namespace_settings)
+                self.rows.check(self.namespace_settings)
+                self._confirmer.require(self.durability)
+                self._started = True
+        return self
+
+    def close(self) -> None:
+        """Close the connections. Accepted writes are not affected: they are in the log. Repeat: harmless."""
+        self._closed = True
+        self._started = False
+        self.links.close()
+        self.database.dispose()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        self.close()
+
+    # Writing
+
+    def put(self, table: Any, record: Mapping[str, Any], *, durability: Durability | None = None) -> Receipt:
+        """Insert or replace a whole record. Omitted columns get their default or NULL.
+
+        Args:
+            table: a declared class or table.
+            record: user values by column name, key included.
+            durability: the level to wait for; the engine's where None.
+
+        Durability: on return the write is in the log of the primary, and at the level asked for.
+        Repeat: another write of the same values.
+        Crash: the write is in log and hash, or in neither.
+
+        Raises:
+            ValidationError: the record does not fit the table; nothing was written.
+            RedisUnavailable: Redis cannot be reached or refuses; nothing was written.
+            WriteOutcomeUnknown: the reply was lost and Redis could not be asked again in time.
+            DurabilityTimeout: accepted, but not yet as durable as asked.
+            ConfigurationError: the table is not declared, or the servers cannot give the level.
+        """
+        return self._write(self.composer.put(self.plan_of(table), record), durability)
+
+    def patch(
+        self, table: Any, key: Any, changes: Mapping[str, Any], *, durability: Durability | None = None
+    ) -> Receipt:
+        """Set some columns of an existing record; a record that does not exist stays so.
+
+        Args:
+            table: a declared class or table.
+            key: a scalar, or a tuple for a composite key.
+            changes: user values by column name.
+            durability: the level to wait for; the engine's where None.
+
+        Durability, Repeat, Crash, Raises: as ``put``.
+        """
+        return self._write(self.composer.patch(self.plan_of(table), key, changes), durability)
+
+    def increment(
+        self, table: Any, key: Any, deltas: Mapping[str, Any], *, durability: Durability | None = None
+    ) -> Receipt:
+        """Add amounts to numeric columns, exactly once; NULL counts as 0.
+
+        A record that does not exist begins with the amounts and its columns' defaults, unless the table has another
+        NOT NULL column without a default: then it stays absent.
+
+        Args:
+            table: a declared class or table.
+            key: a scalar, or a tuple for a composite key.
+            deltas: amounts by column name, negative ones too.
+            durability: the level to wait for; the engine's where None.
+
+        Durability, Crash, Raises: as ``put``. Repeat: adds once more.
+        """
+        return self._write(self.composer.increment(self.plan_of(table), key, deltas), durability)
+
+    def insert(self, table: Any, row: Mapping[str, Any], *, durability: Durability | None = None) -> Receipt:
+        """Append a row, exactly once; no record is kept in Redis. Its key may be left to the database.
+
+        Args:
+            table: a declared class or table.
+            row: user values by column name.
+            durability: the level to wait for; the engine's where None.
+
+        Durability, Crash, Raises: as ``put``. Repeat: another row.
+        """
+        return self._write(self.composer.insert(self.plan_of(table), row), durability)
+
+    def delete(self, table: Any, key: Any, *, durability: Durability | None = None) -> Receipt:
+        """Delete a record; one that does not exist stays so.
+
+        Args:
+            table: a declared class or table.
+            key: a scalar, or a tuple for a composite key.
+            durability: the level to wait for; the engine's where None.
+
+        Durability, Repeat, Crash, Raises: as ``put``.
+        """
+        return self._write(self.composer.delete(self.plan_of(table), key), durability)
+
+    def batch(self, *, durability: Durability | None = None) -> Batch:
+        """Return a context manager that sends many writes in one round trip when its block ends."""
+        return Batch(self, durability)
+
+    def atomic(self, table: Any, key: Any, *, durability: Durability | None = None) -> AtomicGroup:
+        """Return a context manager whose writes become one log entry: all or nothing in Redis and in SQL.
+
+        Args:
+            table: with ``key``, names the record whose partition the group lives in.
+            key: a scalar, or a tuple for a composite key.
+            durability: the level to wait for; the engine's where None.
+        """
+        _, spread, _ = self.plan_of(table).key_only(key)
+        return AtomicGroup(self, partition_of(spread, self.keys.partitions), durability)
+
+    # Reading
+
+    def get(self, table: Any, key: Any) -> dict[str, Any] | None:
+        """Read a record: every accepted write is seen, whether it is in SQL yet or not.
+
+        Args:
+            table: a declared class or table.
+            key: a scalar, or a tuple for a composite key.
+
+        Returns:
+            User values by column name, or None where there is no such record.
+
+        Raises:
+            ReadTimeout: the record depends on an entry that was not flushed in time.
+            RedisUnavailable, DatabaseUnavailable: a server cannot be read.
+            ValidationError: the key does not fit the table.
+        """
+        return self.get_many(table, [key])[key]
+
+    def get_many(self, table: Any, keys: Sequence[Any]) -> dict[Any, dict[str, Any] | None]:
+        """Read several records; see ``get``.
+
+        Returns:
+            ``{key: record or None}`` for each key given.
+        """
+        if not self._started:
+            self.start()
+        return self._reader.read(self.declared(table), keys)
+
+    # For batches, receipts and flushers
+
+    def declared(self, table: Any) -> DeclaredTable:
+        """Return what is known of a declared class or table.
+
+        Raises:
+            ConfigurationError: it is not declared.
+        """
+        try:
+            return self._declared[table]
+        except (KeyError, TypeError):
+            name = getattr(table, "__tablename__", None) or getattr(table, "name", None) or repr(table)
+            raise ConfigurationError(
+                f"table {name} is not declared", f"add it to tables=[...]; declared are: {', '.join(self.tables)}"
+            ) from None
+
+    def plan_of(self, table: Any) -> RecordPlan:
+        """Return the record plan of a declared class or table.
+
+        Raises:
+            ConfigurationError: it is not declared.
+        """
+        try:
+            return self._declared[table].plan
+        except (KeyError, TypeError):
+            return self.declared(table).plan
+
+    def any_partition(self) -> int:
+        """Return a partition for a row that has no key of its own, taking turns."""
+        return next(self._spread) % self.keys.partitions
+
+    def _write(self, entry: Entry, durability: Durability | None) -> Receipt:
+        if not self._started:
+            self.start()
+        level = self.durability if durability is None else durability
+        if level:
+            self._confirmer.require(level)
+        partition = entry.partition if entry.partition >= 0 else self.any_partition()
+        appender = self._appender
+        sent = call(partition, appender.call_id(), (entry,))
+        receipt = Receipt(self, partition)
+        receipt.accepted(*appender.append(sent), sent.call_id)
+        if level:
+            receipt.wait(level, self.settings.write_timeout_seconds)
+        return receipt
+
+    def append_many(
+        self,
+        entries: Mapping[int, Sequence[Entry]],
+        receipts: Mapping[int, Sequence[Receipt]],
+        durability: Durability | None,
+    ) -> None:
+        """Append entries by partition, each partition's in order, and fill in their receipts.
+
+        Durability, Crash: each script call is all or nothing; a partition whose call fails gets no later ones.
+
+        Raises:
+            WriteBehindError: the first failure, after all partitions were tried.
+        """
+        if not self._started:
+            self.start()
+        level = self.durability if durability is None else durability
+        if level:
+            self._confirmer.require(level)
+        settings = self.settings
+        queues = {
+            partition: chunks(listed, settings.call_entries_max, settings.call_bytes_max)
+            for partition, listed in entries.items()
+        }
+        unfilled = {partition: iter(listed) for partition, listed in receipts.items()}
+        failures: list[Exception] = []
+        while queues:
+            # One call of a partition at a time: a refused call must not be overtaken by the next one.
+            wave = {partition: chunk for partition, queue in queues.items() if (chunk := next(queue, None))}
+            calls = [call(partition, self._appender.call_id(), chunk) for partition, chunk in wave.items()]
+            results = self._appender.append_all(calls)
+            queues = {
+                made.partition: queues[made.partition]
+                for made, result in zip(calls, results, strict=True)
+                if not isinstance(result, Exception)
+            }
+            for made, result in zip(calls, results, strict=True):
+                if isinstance(result, Exception):
+                    failures.append(result)
+                else:
+                    _fill(list(itertools.islice(unfilled[made.partition], made.entries)), result, made.call_id)
+        if failures:
+            raise failures[0]
+        if level:
+            self._confirm_all(receipts.values(), level)
+
+    def _confirm_all(self, receipts: Iterable[Sequence[Receipt]], level: Durability) -> None:
+        deadline = time.monotonic() + self.settings.write_timeout_seconds
+        for listed in receipts:
+            # What one primary accepted last covers what it accepted before in the partition.
+            for last in {receipt.identity: receipt for receipt in listed}.values():
+                last.wait(level, max(0.0, deadline - time.monotonic()))
+            for receipt in listed:
+                receipt.durability = max(receipt.durability or level, level)
+
+    def confirm(
+        self, partition: int, entry_id: EntryID, identity: bytes, durability: Durability, timeout: float
+    ) -> None:
+        """Wait until an entry is as durable as asked; see ``Receipt.wait``."""
+        self._confirmer.confirm(partition, entry_id, identity, Durability(durability), timeout)
+
+    def after_fork(self) -> None:
+        """Become a client of its own, in a forked child; called by the interpreter."""
+        self._starting = threading.Lock()
+        self.links.forget()
+        self._appender.renew()
+        self.database.dispose(close=False)
+
+
+def _fill(receipts: Sequence[Receipt], result: tuple[bytes, bytes], call_id: str) -> None:
+    raw_id, identity = result
+    if len(receipts) == 1:
+        receipts[0].accepted(raw_id, identity, call_id)
+        return
+    epoch, _, last = raw_id.partition(b"-")
+    first = int(last) - len(receipts) + 1
+    for number, receipt in enumerate(receipts):
+        receipt.accepted(b"%b-%d" % (epoch, first + number), identity, f"{call_id}.{number + 1}")
+
+
+def _engine_of(database: str | sa.URL | sa.Engine) -> sa.Engine:
+    if isinstance(database, sa.Engine):
+        return database
+    try:
+        return sa.create_engine(database, hide_parameters=True)
+    except (sa.exc.ArgumentError, ImportError) as error:
+        raise ConfigurationError(
+            f"the database URL is not usable: {error}", "use a SQLAlchemy URL whose driver is installed"
+        ) from error
+
+
+_live: "weakref.WeakSet[WriteBehind]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for engine in list(_live):
+        engine.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,57 @@
+"""A batch: entries of one or more partitions, coalesced, to be committed in one transaction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from writebehind.engine.core.coalescing import Changes
+from writebehind.engine.core.positions import EntryID
+
+__all__ = ["Batch", "Crossing", "Segment"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Crossing:
+    """The end of one epoch and the beginning of the next, inside a segment.
+
+    Attributes:
+        applied: the last applied entry of the epoch that ends.
+        successor: the epoch that begins.
+        base: where the epoch ended according to Redis.
+    """
+
+    applied: EntryID
+    successor: int
+    base: EntryID | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """What a batch takes from one partition.
+
+    Attributes:
+        partition: its number.
+        token: fencing token of the lease under which it was read.
+        start: the offset that SQL must have before.
+        end: the offset that SQL will have after.
+        ids: the entries, for acknowledging.
+        crossings: epochs that end inside the segment.
+        lost: entries that should be in it and are not in the log.
+        oldest_ms: when its first entry was made, on the writer's clock.
+    """
+
+    partition: int
+    token: int
+    start: EntryID
+    end: EntryID
+    ids: Sequence[bytes]
+    crossings: Sequence[Crossing] = ()
+    lost: int = 0
+    oldest_ms: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Segments of different partitions and their changes together."""
+
+    segments: Sequence[Segment]
+    changes: Changes

@@ -1,0 +1,169 @@
+"""The path for PostgreSQL with psycopg 3: binary COPY into a temporary table, then one statement.
+
+Whatever name stands in a statement here comes from the declaration and is quoted (hence noqa: S608).
+
+*Measured* with batches of 5,000 rows of 6 columns on PostgreSQL 15, 2 cores. FIGURES
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import psycopg
+import sqlalchemy as sa
+
+from writebehind.engine.adapters.declaration import DeclaredTable
+from writebehind.engine.core.coalescing import Update
+from writebehind.engine.errors import ConfigurationError, PoisonEntryError
+from writebehind.flushers.bulk.grouping import Assignment, Row
+from writebehind.flushers.bulk.staging import POSITION, Staging, run
+from writebehind.flushers.bulk.upsert import UpsertPath
+
+__all__ = ["COPY_ROWS_MIN", "CopyPath"]
+
+_Item = TypeVar("_Item")
+
+COPY_ROWS_MIN: Final = 100
+"""Below, executemany is as fast, and a rare shape of rows costs no temporary table."""
+
+STAGINGS_MAX: Final = 1_000
+"""Prepared texts kept, over all tables."""
+
+_BY_INDEX: Final = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+_BY_PLANNER: Final = "SET LOCAL enable_hashjoin TO DEFAULT; SET LOCAL enable_mergejoin TO DEFAULT"
+
+
+class CopyPath(UpsertPath):
+    """Implements ``BulkPath`` with binary COPY.
+
+    Args:
+        dialect: of PostgreSQL, with psycopg.
+    """
+
+    def __init__(self, dialect: sa.Dialect) -> None:
+        super().__init__(dialect)
+        self._stagings: dict[tuple[sa.Table, tuple[str, ...], bool], Staging] = {}
+
+    def _sorted(
+        self, declared: DeclaredTable, items: list[_Item], key_of: Callable[..., Callable[[_Item], Any]]
+    ) -> list[_Item]:
+        # Of what goes by COPY, the database sorts what needs it, at less cost.
+        return items if len(items) >= COPY_ROWS_MIN else super()._sorted(declared, items, key_of)
+
+    def _insert(
+        self, connection: sa.Connection, declared: DeclaredTable, columns: tuple[str, ...], rows: list[Row]
+    ) -> None:
+        if len(rows) < COPY_ROWS_MIN or not columns:
+            super()._insert(connection, declared, columns, rows)
+            return
+        staging, cursor = self._stage(connection, declared, columns, rows)
+        with cursor:
+            count = run(connection, cursor, self._insertion(declared, staging))
+        _check(declared, count, len(rows))
+
+    def _put(
+        self, connection: sa.Connection, declared: DeclaredTable, columns: tuple[str, ...], rows: list[Row]
+    ) -> None:
+        if len(rows) < COPY_ROWS_MIN:
+            super()._put(connection, declared, columns, rows)
+            return
+        staging, cursor = self._stage(connection, declared, columns, rows)
+        key = [column.name for column in declared.entity.key]
+        order = ", ".join(f"s.{staging.columns[name]}" for name in key)
+        conflict = ", ".join(staging.columns[name] for name in key)
+        sets = [f"{quoted} = EXCLUDED.{quoted}" for name, quoted in staging.columns.items() if name not in key]
+        action = f"UPDATE SET {', '.join(sets)}" if sets else "NOTHING"
+        # Ordered, so that two writers lock rows in the same order and do not deadlock.
+        insertion = f"{self._insertion(declared, staging)} ORDER BY {order} ON CONFLICT ({conflict}) DO {action}"
+        with cursor:
+            count = run(connection, cursor, insertion)
+        if sets:
+            _check(declared, count, len(rows))
+
+    def _update(
+        self, connection: sa.Connection, declared: DeclaredTable, assignment: Assignment, updates: list[Update]
+    ) -> list[Update]:
+        if len(updates) < COPY_ROWS_MIN or not (assignment.sets or assignment.increments):
+            return super()._update(connection, declared, assignment, updates)
+        key = tuple(column.name for column in declared.entity.key)
+        columns = (*key, *assignment.sets, *assignment.increments)
+        rows = [{**update.key, **update.sets, **update.increments} for update in updates]
+        staging, cursor = self._stage(connection, declared, columns, rows, numbered=True)
+        quoted = staging.columns
+        sets = [f"{quoted[name]} = {staging.expressions[name]}" for name in assignment.sets]
+        sets += [f"{quoted[name]} = COALESCE(t.{quoted[name]}, 0) + s.{quoted[name]}" for name in assignment.increments]
+        table, match = self._table(declared), _match(staging, key)
+        with cursor:
+            run(connection, cursor, _BY_INDEX)
+            update = f"UPDATE {table} AS t SET {', '.join(sets)} FROM {staging.name} AS s WHERE {match}"  # noqa: S608
+            found = run(connection, cursor, update)
+            missing = [] if found == len(rows) else _absent(connection, cursor, table, staging, match)
+            run(connection, cursor, _BY_PLANNER)
+        if found + len(missing) != len(rows):
+            raise PoisonEntryError(
+                f"{len(rows)} keys of {declared.entity.name}: {found} rows were updated, {len(missing)} are missing",
+                "keys are equal in the database that differ in the log (a collation), or another "
+                "program writes to the table; smaller batches resolve both",
+            )
+        return [updates[position] for position in missing]
+
+    def _delete(self, connection: sa.Connection, declared: DeclaredTable, keys: list[Row]) -> None:
+        if len(keys) < COPY_ROWS_MIN:
+            super()._delete(connection, declared, keys)
+            return
+        key = tuple(column.name for column in declared.entity.key)
+        staging, cursor = self._stage(connection, declared, key, keys)
+        table, match = self._table(declared), _match(staging, key)
+        deletion = f"DELETE FROM {table} AS t USING {staging.name} AS s WHERE {match}"  # noqa: S608
+        with cursor:
+            run(connection, cursor, _BY_INDEX)
+            run(connection, cursor, deletion)
+            run(connection, cursor, _BY_PLANNER)
+
+    def _stage(
+        self,
+        connection: sa.Connection,
+        declared: DeclaredTable,
+        columns: tuple[str, ...],
+        rows: Sequence[Row],
+        *,
+        numbered: bool = False,
+    ) -> tuple[Staging, psycopg.Cursor[Any]]:
+        shape = declared.table, columns, numbered
+        staging = self._stagings.get(shape)
+        if staging is None:
+            if len(self._stagings) >= STAGINGS_MAX:
+                self._stagings.clear()
+            staging = self._stagings[shape] = Staging(declared, columns, self._dialect, numbered=numbered)
+        driver_connection: Any = connection.connection.driver_connection
+        cursor: psycopg.Cursor[Any] = driver_connection.cursor()
+        staging.fill(connection, cursor, rows)
+        return staging, cursor
+
+    def _insertion(self, declared: DeclaredTable, staging: Staging) -> str:
+        names, values = ", ".join(staging.columns.values()), ", ".join(staging.expressions.values())
+        return f"INSERT INTO {self._table(declared)} ({names}) SELECT {values} FROM {staging.name} AS s"  # noqa: S608
+
+    def _table(self, declared: DeclaredTable) -> str:
+        # The preparer doubles percent signs for statements with parameters; these have none.
+        return self._dialect.identifier_preparer.format_table(declared.table).replace("%%", "%")
+
+
+def _match(staging: Staging, key: tuple[str, ...]) -> str:
+    return " AND ".join(f"t.{staging.columns[name]} = {staging.keys[name]}" for name in key)
+
+
+def _absent(
+    connection: sa.Connection, cursor: psycopg.Cursor[Any], table: str, staging: Staging, match: str
+) -> list[int]:
+    """Return the positions of the staged rows whose keys the table does not have."""
+    query = f"SELECT s.{POSITION} FROM {staging.name} AS s WHERE NOT EXISTS (SELECT 1 FROM {table} AS t WHERE {match})"  # noqa: S608
+    run(connection, cursor, f"{query} ORDER BY 1")
+    return [position for (position,) in cursor.fetchall()]
+
+
+def _check(declared: DeclaredTable, count: int, expected: int) -> None:
+    if count != expected:
+        raise ConfigurationError(
+            f"{count} of {expected} rows were written to {declared.entity.name}",
+            "a trigger or a rule on the table drops rows: remove it",
+        )

@@ -1,0 +1,42 @@
+"""What each flusher may tune."""
+
+from dataclasses import asdict, dataclass
+
+from writebehind.engine.errors import ConfigurationError
+
+__all__ = ["FlusherSettings"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlusherSettings:
+    """How a flusher trades latency for batch size, and how fast a dead one is noticed.
+
+    Args:
+        linger_seconds: how long to collect entries for a batch that is not full.
+        batch_entries_max: entries of one batch, over all partitions of its transaction.
+        batch_bytes_max: payload bytes of one batch, approximately.
+        lease_ttl_seconds: after this long without renewal another flusher may take the partition over.
+        retention_seconds: how long flushed entries stay in the log, for replay after a rollback of SQL.
+        retry_seconds_max: longest pause between two tries while the database is away.
+        halt_retry_seconds: how often a halted partition is tried again.
+
+    Raises:
+        ConfigurationError: a value is not possible.
+    """
+
+    linger_seconds: float = 0.05
+    batch_entries_max: int = 5000
+    batch_bytes_max: int = 16 * 1024 * 1024
+    lease_ttl_seconds: float = 5.0
+    retention_seconds: float = 60.0
+    retry_seconds_max: float = 5.0
+    halt_retry_seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not (value >= 0 if name in {"linger_seconds", "retention_seconds"} else value > 0):
+                raise ConfigurationError(f"{name} is {value!r}", "give a positive number")
+        if self.lease_ttl_seconds < 1:
+            raise ConfigurationError(
+                f"lease_ttl_seconds is {self.lease_ttl_seconds!r}", "give at least 1: commits have to fit into it"
+            )

@@ -1,0 +1,83 @@
+"""A partition as its holder sees it."""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from writebehind.engine.core.positions import ORIGIN, EntryID
+
+__all__ = ["Cursor"]
+
+
+@dataclass(kw_only=True, slots=True)
+class Cursor:
+    """Where the holder of a lease stands in one partition.
+
+    Attributes:
+        number: the partition.
+        token: fencing token of the lease.
+        committed: the offset in SQL.
+        earlier: by epoch, the last applied entry of the epoch before it, as in SQL.
+        base: the same place in this log's own history; differs only where Redis was rolled back below SQL.
+        position: the last entry read.
+        expected: what the offset in SQL will be once everything read so far is committed.
+        replay_until: entries up to this one are read by position, because they were delivered before.
+        stale: the log is not what it was; it has to be taken over again.
+        halted: why it is not flushed, or None.
+        retry_at: when a halted one is tried again, on the monotonic clock.
+        milestones: pairs of the time of a commit and its offset, for trimming after the retention.
+        trimmed_at: when it was trimmed last, on the monotonic clock.
+        seen_ms: when the last entry committed was made, on the writer's clock.
+    """
+
+    number: int
+    token: int
+    committed: EntryID
+    earlier: Mapping[int, EntryID] = field(default_factory=dict)
+    base: EntryID = ORIGIN
+    position: EntryID = ORIGIN
+    expected: EntryID = ORIGIN
+    replay_until: EntryID | None = None
+    stale: bool = True
+    halted: str | None = None
+    retry_at: float = 0.0
+    milestones: deque[tuple[float, EntryID]] = field(default_factory=deque)
+    trimmed_at: float = 0.0
+    seen_ms: int = 0
+
+    def rewind(self) -> None:
+        """Go back to what is committed: what was read ahead was delivered, and is read again by position."""
+        if self.position != self.base:
+            if self.position.epoch != self.base.epoch:
+                self.stale = True
+            self.replay_until = self.position if self.replay_until is None else max(self.position, self.replay_until)
+            self.position = self.base
+        self.expected = self.committed
+
+    def advance(self, end: EntryID) -> None:
+        """Note that everything up to here is committed."""
+        self.committed = self.base = end
+
+    def begin(self, position: EntryID, replay_until: EntryID | None) -> None:
+        """Serve from a position that a takeover has found."""
+        self.base = self.position = position
+        self.expected = self.committed
+        self.replay_until = replay_until
+        self.stale = False
+        self.milestones.clear()
+
+    def trim_point(self, now: float, retention_seconds: float) -> EntryID | None:
+        """Return the entry below which the log may be trimmed now, or None.
+
+        Only positions that this holder has committed in this very history count, so a rolled-back log is never
+        trimmed by a number from another one.
+        """
+        if now - self.trimmed_at < min(1.0, retention_seconds):
+            return None
+        point = None
+        while self.milestones and self.milestones[0][0] <= now - retention_seconds:
+            point = self.milestones.popleft()[1]
+        if point is None:
+            return None
+        self.trimmed_at = now
+        return EntryID(point.epoch, point.sequence + 1)

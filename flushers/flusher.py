@@ -1,0 +1,409 @@
+"""The flusher: holds leases, reads, commits, acknowledges.
+
+One thread commits; meanwhile a second one reads the next batch and a third acknowledges the last. Leases change
+hands only between batches, when nothing is being read.
+
+::
+
+    tend leases --> take over what is new --> [ read N+1 | commit N ] --> [ acknowledge N, read N+2 | commit N+1 ] ...
+                        '-- a batch that cannot be committed: its partitions one by one, in halves, until the entry
+                            that is to blame is alone; its partition halts, the others go on
+"""
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import assert_never
+
+import sqlalchemy as sa
+import tenacity
+
+from writebehind.engine import WriteBehind
+from writebehind.engine.adapters.links import Links
+from writebehind.engine.adapters.log import Log
+from writebehind.engine.errors import LeaseLost, RedisUnavailable, TransientError
+from writebehind.flushers.batch import Batch
+from writebehind.flushers.config import FlusherSettings
+from writebehind.flushers.cursor import Cursor
+from writebehind.flushers.failures import Failure, classify, describe
+from writebehind.flushers.flush import Acknowledge, Begin, Commit, Effect, Fence, Fenced, RollBack, Write, flush
+from writebehind.flushers.intake import EntryFailed, Intake
+from writebehind.flushers.leases import Lease, Leases
+from writebehind.flushers.sessions import flusher_engine
+from writebehind.flushers.settlement import Settlement
+from writebehind.flushers.transaction import Transaction
+from writebehind.recovery.reclaim import reclaim
+
+__all__ = ["Flusher", "holder_name"]
+
+logger = logging.getLogger(__name__)
+
+PASSING = frozenset({Failure.TRANSIENT, Failure.UNKNOWN})
+FOREIGN_KEY_RETRY_SECONDS = 0.5
+IDLE_BLOCK_MS = 200
+
+
+@dataclass(slots=True)
+class Tally:
+    """What this flusher has done."""
+
+    entries: int = 0
+    rows: int = 0
+    batches: int = 0
+    takeovers: int = 0
+    claimed: int = 0
+
+
+def holder_name() -> str:
+    """Return a name that no other flusher has: host, process ID, random."""
+    return f"{socket.gethostname()[:80]}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+class Flusher:
+    """Flushes the partitions that it can get a lease on.
+
+    Args:
+        app: the engine whose namespace, tables and servers to use.
+        settings: how to do it.
+        member: whether to claim a fair share among other flushers; a drain takes only what is free.
+        stopping: set this event to make ``run`` finish its batch and return.
+
+    Durability: rows are in SQL when their offset is; nothing is acknowledged before. Repeat: any number of flushers
+    may run. Crash: another one takes over after the lease TTL and replays exactly what is not in SQL.
+    """
+
+    def __init__(
+        self,
+        app: WriteBehind,
+        settings: FlusherSettings | None = None,
+        *,
+        member: bool = True,
+        stopping: threading.Event | None = None,
+    ) -> None:
+        self.settings = settings or FlusherSettings()
+        self.holder = holder_name()
+        self.tally = Tally()
+        self.stopping = stopping or threading.Event()
+        self.cursors: dict[int, Cursor] = {}
+        self._app = app
+        self._member = member
+        self._links = Links(app.redis_target, app.settings.redis_timeout_seconds)
+        self._log = Log(self._links, app.keys, self.holder)
+        self._engine = flusher_engine(app.database.url, self.settings.lease_ttl_seconds)
+        namespace = app.namespace_settings.namespace
+        self._leases = Leases(self._engine, namespace, self.holder, self.settings.lease_ttl_seconds)
+        self._transaction = Transaction(self._engine, namespace, app.tables, self.settings.lease_ttl_seconds)
+        self._intake = Intake(self._log, app.tables, self.settings.batch_bytes_max)
+        self._reading = ThreadPoolExecutor(1, thread_name_prefix="writebehind-intake")
+        self._settlement = Settlement(
+            self._log, app.keys, app.settings.record_ttl_seconds, self.settings.retention_seconds
+        )
+        self._committing = False
+        self._tended_at = float("-inf")
+        self._retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(self._passes),
+            wait=tenacity.wait_random_exponential(multiplier=0.05, max=self.settings.retry_seconds_max),
+            stop=tenacity.stop_when_event_set(self.stopping),
+            sleep=tenacity.sleep_using_event(self.stopping),
+            before_sleep=self._log_retry,
+            reraise=True,
+        )
+
+    # Serving
+
+    def run(self, until: Callable[[], bool] | None = None) -> None:
+        """Flush until ``stopping`` is set, or until ``until`` says so between two batches.
+
+        Raises:
+            ConfigurationError: the control tables are missing, or a server refuses for good.
+        """
+        upcoming: Future[Batch | None] | None = None
+        try:
+            while not self.stopping.is_set():
+                if upcoming is None:
+                    self._collect_settled(everything=True)
+                    self._tend()
+                    if until is not None and until():
+                        return
+                    upcoming = self._reading.submit(self._read)
+                batch, upcoming = self._collect(upcoming), None
+                if batch is None:
+                    continue
+                if not self._tend_is_due():
+                    upcoming = self._reading.submit(self._read)
+                upcoming = self._commit(batch, upcoming)
+        finally:
+            if upcoming is not None:
+                self._abandon(upcoming)
+            self._end()
+
+    def _read(self) -> Batch | None:
+        now = time.monotonic()
+        cursors = [cursor for cursor in self.cursors.values() if cursor.halted is None or cursor.retry_at <= now]
+        if not cursors:
+            self.stopping.wait(min(self.settings.linger_seconds or 0.01, 0.1))
+            return None
+        settings = self.settings
+        batch = self._intake.read(cursors, settings.batch_entries_max, IDLE_BLOCK_MS)
+        if batch is None or batch.changes.entries * 2 > settings.batch_entries_max or not settings.linger_seconds:
+            return batch
+        # Few entries: what arrives within the linger joins them, for one commit instead of many.
+        self.stopping.wait(settings.linger_seconds)
+        return self._intake.read_more(batch, cursors, settings.batch_entries_max)
+
+    def _collect(self, upcoming: "Future[Batch | None]") -> Batch | None:
+        try:
+            return upcoming.result()
+        except EntryFailed as failed:
+            self._rewind()
+            self._isolate(self.cursors[failed.partition], failed.readable)
+        except RedisUnavailable as error:
+            logger.warning("reading the log: %s", error)
+            self._stale_all()
+            self.stopping.wait(self.settings.linger_seconds + 0.1)
+        return None
+
+    def _commit(self, batch: Batch, upcoming: "Future[Batch | None] | None") -> "Future[Batch | None] | None":
+        """Commit a batch; return the batch being read meanwhile unless it has to be read again."""
+        error = self._try(batch)
+        if error is None:
+            return upcoming
+        self._abandon(upcoming)
+        self._drop_lost(batch, error)
+        if not (self._passes(error) or isinstance(error, LeaseLost)):
+            logger.warning("a batch of %d entries failed: %s", batch.changes.entries, describe(error))
+            for segment in batch.segments:
+                if segment.partition in self.cursors:
+                    self._isolate(self.cursors[segment.partition], len(segment.ids))
+        return None
+
+    def _abandon(self, upcoming: "Future[Batch | None] | None") -> None:
+        """Wait for the batch being read and throw it away, also where reading it failed."""
+        if upcoming is not None:
+            upcoming.exception()
+        self._rewind()
+
+    def _rewind(self) -> None:
+        for cursor in self.cursors.values():
+            cursor.rewind()
+
+    def _stale_all(self) -> None:
+        self._rewind()
+        for cursor in self.cursors.values():
+            cursor.stale = True
+
+    # One batch
+
+    def _attempt(self, batch: Batch) -> None:
+        protocol = flush(batch)
+        try:
+            effect = next(protocol)
+            while True:
+                effect = protocol.send(self.perform(effect))
+        except StopIteration:
+            return
+        except BaseException:
+            self._transaction.roll_back()
+            raise
+
+    def perform(self, effect: Effect) -> Fenced | None:
+        """Do one effect of the flush protocol."""
+        self._committing = False
+        match effect:
+            case Begin():
+                self._transaction.begin()
+            case Fence(batch):
+                return self._transaction.fence(batch.segments)
+            case Write(batch):
+                self._transaction.write(batch)
+            case Commit():
+                self._committing = True
+                self._transaction.commit()
+            case RollBack():
+                self._transaction.roll_back()
+            case Acknowledge(batch):
+                self._settlement.submit(batch, self.cursors)
+            case _:
+                assert_never(effect)
+        return None
+
+    def _collect_settled(self, *, everything: bool) -> None:
+        for number in self._settlement.collect(everything=everything):
+            if number in self.cursors:
+                self.cursors[number].stale = True
+
+    def _note(self, batch: Batch) -> None:
+        now = time.monotonic()
+        for segment in batch.segments:
+            cursor = self.cursors.get(segment.partition)
+            if cursor is None:
+                continue
+            cursor.advance(segment.end)
+            cursor.seen_ms = segment.oldest_ms
+            if segment.crossings:
+                # Numbers of another epoch must not trim this one.
+                cursor.milestones.clear()
+                cursor.earlier = {
+                    **cursor.earlier,
+                    **{crossing.successor: crossing.applied for crossing in segment.crossings},
+                }
+            cursor.milestones.append((now, segment.end))
+            if cursor.halted is not None:
+                logger.warning("partition %d flushes again", cursor.number)
+                cursor.halted = None
+                self._leases.note_halt(cursor.number, cursor.token, None)
+        self.tally.entries += batch.changes.entries
+        self.tally.rows += len(batch.changes)
+        self.tally.batches += 1
+        self._collect_settled(everything=False)
+
+    # Trouble
+
+    def _isolate(self, cursor: Cursor, entries: int) -> None:
+        """Flush one partition alone in ever smaller batches until the entry to blame is found; then halt it."""
+        limit = max(1, entries // 2)
+        while not self.stopping.is_set() and cursor.number in self.cursors:
+            self._collect_settled(everything=True)
+            if cursor.stale and not self._take_over(cursor):
+                return
+            try:
+                batch = self._intake.read([cursor], limit, 0)
+            except EntryFailed as failed:
+                self._rewind()
+                if not failed.readable:
+                    self._halt(cursor, failed.entry_id, failed.error)
+                    return
+                limit = failed.readable
+                continue
+            except RedisUnavailable as unavailable:
+                logger.warning("isolating partition %d: %s", cursor.number, unavailable)
+                self._stale_all()
+                return
+            if batch is None:
+                return
+            segment = batch.segments[0]
+            error = self._try(batch)
+            if error is None:
+                continue
+            self._rewind()
+            self._drop_lost(batch, error)
+            if self._passes(error) or cursor.number not in self.cursors:
+                return
+            if len(segment.ids) == 1:
+                self._halt(cursor, segment.ids[0].decode(), error)
+                return
+            limit = len(segment.ids) // 2
+
+    def _try(self, batch: Batch) -> Exception | None:
+        """Commit a batch, retrying what passes; return what else went wrong."""
+        try:
+            self._retrying(self._attempt, batch)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller isolates it, halts and says so
+            return error
+        self._note(batch)
+        return None
+
+    def _drop_lost(self, batch: Batch, error: Exception) -> None:
+        if isinstance(error, LeaseLost):
+            logger.warning("%s", error)
+            for segment in batch.segments:
+                self.cursors.pop(segment.partition, None)
+
+    def _halt(self, cursor: Cursor, entry_id: str, error: Exception) -> None:
+        failure = classify(error, committing=False)
+        pause = FOREIGN_KEY_RETRY_SECONDS if failure is Failure.FOREIGN_KEY else self.settings.halt_retry_seconds
+        reason = f"entry {entry_id}: {describe(error)}"
+        cursor.retry_at = time.monotonic() + pause
+        if cursor.halted != reason:
+            logger.error(
+                "partition %d HALTED at %s; nothing is lost, it is tried again every %g s", cursor.number, reason, pause
+            )
+            cursor.halted = reason
+            self._leases.note_halt(cursor.number, cursor.token, reason)
+
+    def _passes(self, error: BaseException) -> bool:
+        if isinstance(error, LeaseLost):
+            return False
+        return isinstance(error, TransientError) or classify(error, committing=self._committing) in PASSING
+
+    def _log_retry(self, state: tenacity.RetryCallState) -> None:
+        if state.attempt_number in {1, 2, 5} or state.attempt_number % 20 == 0:
+            error = state.outcome.exception() if state.outcome is not None else None
+            logger.warning(
+                "flush attempt %d: %s; trying again", state.attempt_number, describe(error) if error else "?"
+            )
+
+    # Leases
+
+    def _tend_is_due(self) -> bool:
+        interval = min(1.0, self.settings.lease_ttl_seconds / 4)
+        return time.monotonic() - self._tended_at >= interval or any(cursor.stale for cursor in self.cursors.values())
+
+    def _tend(self) -> None:
+        if not self._tend_is_due():
+            return
+        try:
+            members = self._leases.tend(member=self._member)
+            total = self._app.keys.partitions
+            share = self._leases.share(members, total) if self._member else total
+            self._release_surplus(share)
+            for lease in self._leases.take(share - len(self.cursors), avoid=self.cursors.keys()):
+                self.cursors[lease.partition] = self._cursor(lease)
+            self._tended_at = time.monotonic()
+        except sa.exc.SQLAlchemyError as error:
+            if classify(error, committing=False) not in PASSING:
+                raise
+            logger.warning("leases: %s", describe(error))
+            self.stopping.wait(0.2)
+        for cursor in list(self.cursors.values()):
+            if cursor.stale:
+                self._take_over(cursor)
+
+    def _cursor(self, lease: Lease) -> Cursor:
+        if lease.previous is not None:
+            logger.warning("partition %d: taking over from %s", lease.partition, lease.previous)
+        return Cursor(
+            number=lease.partition,
+            token=lease.token,
+            committed=lease.offset,
+            earlier=lease.earlier,
+        )
+
+    def _take_over(self, cursor: Cursor) -> bool:
+        try:
+            start = reclaim(self._log, cursor.number, cursor.committed, cursor.earlier)
+        except RedisUnavailable as error:
+            logger.warning("partition %d cannot be taken over: %s", cursor.number, error)
+            return False
+        cursor.begin(start.position, start.replay_until)
+        self.tally.takeovers += 1
+        self.tally.claimed += start.claimed
+        return True
+
+    def _release_surplus(self, share: int) -> None:
+        surplus = list(self.cursors.values())[share:]
+        if surplus:
+            self._leases.release({cursor.number: cursor.token for cursor in surplus})
+            for cursor in surplus:
+                del self.cursors[cursor.number]
+
+    def _end(self) -> None:
+        """Hand everything back. What cannot be handed back expires."""
+        self._reading.shutdown()
+        self._settlement.close()
+        self._transaction.roll_back()
+        try:
+            self._collect_settled(everything=True)
+            self._leases.release({cursor.number: cursor.token for cursor in self.cursors.values()})
+            self._leases.resign()
+        except sa.exc.SQLAlchemyError as error:
+            logger.warning("leases are left to expire: %s", describe(error))
+        self.cursors.clear()
+        self._links.close()
+        self._engine.dispose()

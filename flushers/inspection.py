@@ -1,0 +1,163 @@
+"""Where every partition stands: what is in Redis, what is in SQL, who works on it."""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from writebehind.engine import WriteBehind
+from writebehind.engine.adapters.control_tables import epochs, flushers, now_ms, partitions
+from writebehind.engine.adapters.log import Log
+from writebehind.engine.core.contiguity import backlog, begin
+from writebehind.engine.core.positions import EntryID
+from writebehind.engine.errors import ConfigurationError, DatabaseUnavailable
+
+__all__ = ["PartitionStatus", "Status", "status"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartitionStatus:
+    """One partition.
+
+    Attributes:
+        partition: its number.
+        offset: the last entry that SQL has applied.
+        end: the last entry of the log.
+        backlog: entries that SQL has not applied.
+        lag_seconds: age of the oldest of them, by the writer's clock and this machine's.
+        holder: who holds the lease, or None where nobody does.
+        lost_entries: entries ever found missing.
+        missing_rows: patches that ever found no row.
+        halted: why it is not flushed, or None.
+    """
+
+    partition: int
+    offset: str
+    end: str | None
+    backlog: int
+    lag_seconds: float
+    holder: str | None
+    lost_entries: int
+    missing_rows: int
+    halted: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Status:
+    """A namespace at one moment.
+
+    Attributes:
+        namespace: its name.
+        partitions: each partition.
+        flushers: how many flushers are alive.
+    """
+
+    namespace: str
+    partitions: list[PartitionStatus]
+    flushers: int
+
+    @property
+    def backlog(self) -> int:
+        """Entries that SQL has not applied, over all partitions."""
+        return sum(partition.backlog for partition in self.partitions)
+
+    @property
+    def lag_seconds(self) -> float:
+        """Age of the oldest entry that SQL has not applied."""
+        return max((partition.lag_seconds for partition in self.partitions), default=0.0)
+
+    @property
+    def lost_entries(self) -> int:
+        """Entries ever found missing."""
+        return sum(partition.lost_entries for partition in self.partitions)
+
+    @property
+    def halted(self) -> list[PartitionStatus]:
+        """Partitions that are not flushed."""
+        return [partition for partition in self.partitions if partition.halted]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        return {
+            "namespace": self.namespace,
+            "flushers": self.flushers,
+            "backlog": self.backlog,
+            "lag_seconds": self.lag_seconds,
+            "lost_entries": self.lost_entries,
+            "halted": [partition.partition for partition in self.halted],
+            "partitions": [asdict(partition) for partition in self.partitions],
+        }
+
+
+def status(app: WriteBehind) -> Status:
+    """Look at a namespace. Offsets are read after the logs, so a backlog of 0 means that SQL has it all.
+
+    Raises:
+        RedisUnavailable, DatabaseUnavailable: a server cannot be reached.
+        ConfigurationError: the namespace was not initialised.
+    """
+    log = Log(app.links, app.keys, "status")
+    logs = log.states(range(app.keys.partitions))
+    rows, earlier, alive, now = _rows(app)
+    if len(rows) != app.keys.partitions:
+        raise ConfigurationError(
+            f"namespace {app.keys.namespace} has {len(rows)} of {app.keys.partitions} partitions in SQL",
+            "run 'writebehind init'",
+        )
+    found = []
+    for number, state in logs.items():
+        row = rows[number]
+        offset = EntryID(row.epoch, row.sequence)
+        position = begin(offset, earlier.get(number, {}), state.lineage)
+        waiting = backlog(position, state.end, state.lineage)
+        lag = 0.0
+        if waiting:
+            first = log.read_range(number, position, None, 1)
+            made_ms = int(first[0][1][1][:11], 16) if first else 0
+            lag = max(0.0, time.time() - made_ms / 1000) if made_ms else 0.0
+        found.append(
+            PartitionStatus(
+                partition=number,
+                offset=str(offset),
+                end=str(state.end) if state.end else None,
+                backlog=waiting,
+                lag_seconds=round(lag, 3),
+                holder=row.holder if row.lease_until_ms >= now else None,
+                lost_entries=row.lost_entries,
+                missing_rows=row.missing_rows,
+                halted=row.halted,
+            )
+        )
+    return Status(namespace=app.keys.namespace, partitions=found, flushers=alive)
+
+
+def _rows(app: WriteBehind) -> tuple[dict[int, sa.Row[Any]], dict[int, dict[int, EntryID]], int, int]:
+    namespace = app.keys.namespace
+    try:
+        with app.database.connect() as connection:
+            now = int(connection.execute(sa.select(now_ms())).scalar_one())
+            rows = connection.execute(sa.select(partitions).where(partitions.c.namespace == namespace)).all()
+            ended = connection.execute(sa.select(epochs).where(epochs.c.namespace == namespace)).all()
+            alive = connection.execute(
+                sa.select(sa.func.count())
+                .select_from(flushers)
+                .where(flushers.c.namespace == namespace, flushers.c.seen_until_ms >= now)
+            ).scalar_one()
+    except (sa.exc.ProgrammingError, sa.exc.OperationalError) as error:
+        if not _initialised(app):
+            raise ConfigurationError("the control tables do not exist", "run 'writebehind init'") from error
+        raise DatabaseUnavailable(
+            f"the database cannot be read: {type(error.orig).__name__}", "check the server"
+        ) from error
+    earlier: dict[int, dict[int, EntryID]] = {}
+    for row in ended:
+        earlier.setdefault(row.partition, {})[row.successor] = EntryID(row.epoch, row.sequence)
+    return {row.partition: row for row in rows}, earlier, int(alive), now
+
+
+def _initialised(app: WriteBehind) -> bool:
+    try:
+        return sa.inspect(app.database).has_table(partitions.name)
+    except sa.exc.SQLAlchemyError:
+        return True

@@ -1,0 +1,257 @@
+"""Intake: from logs to a coalesced batch.
+
+Invariants:
+
+1. A segment continues where its cursor stands: sequences are checked, gaps are filled by position, and what cannot
+   be found is counted as lost, never passed over in silence.
+2. An entry that cannot be merged begins a new batch; an entry that cannot be read ends the batch before it.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+from writebehind.engine.adapters.declaration import DeclaredTable
+from writebehind.engine.adapters.log import Log, RawEntry
+from writebehind.engine.core.coalescing import Changes, TableChanges
+from writebehind.engine.core.contiguity import Lineage, step
+from writebehind.engine.core.payload import decode
+from writebehind.engine.core.positions import EntryID
+from writebehind.engine.errors import ConfigurationError, WriteBehindError
+from writebehind.flushers.batch import Batch, Crossing, Segment
+from writebehind.flushers.cursor import Cursor
+
+__all__ = ["EntryFailed", "Intake"]
+
+logger = logging.getLogger(__name__)
+
+ENTRY_BYTES_ASSUMED = 16 * 1024
+"""Size of an entry before any was seen: keeps the first batch small where payloads are large."""
+
+
+class EntryFailed(Exception):
+    """An entry cannot be read or merged.
+
+    Attributes:
+        partition: where it is.
+        entry_id: which it is.
+        readable: how many entries from the cursor on come before it.
+        error: what is wrong with it.
+    """
+
+    def __init__(self, partition: int, entry_id: str, readable: int, error: WriteBehindError) -> None:
+        super().__init__(partition, entry_id, readable, error)
+        self.partition = partition
+        self.entry_id = entry_id
+        self.readable = readable
+        self.error = error
+
+
+class Intake:
+    """Reads batches.
+
+    Args:
+        log: the logs.
+        tables: the declared tables by name.
+        bytes_max: payload bytes of one batch, approximately.
+    """
+
+    def __init__(self, log: Log, tables: Mapping[str, DeclaredTable], bytes_max: int) -> None:
+        self._log = log
+        self._makers: dict[str, Callable[[], TableChanges]] = {
+            name: partial(
+                TableChanges,
+                tuple(column.name for column in declared.entity.key),
+                declared.plan.adders,
+                declared.plan.default_row,
+                delta_adders=declared.plan.delta_adders,
+                columns=declared.plan.columns.keys(),
+            )
+            for name, declared in tables.items()
+        }
+        self._bytes_max = bytes_max
+        self._entry_bytes = float(ENTRY_BYTES_ASSUMED)
+
+    def read(self, cursors: Sequence[Cursor], entries_max: int, block_ms: int) -> Batch | None:
+        """Read the next batch of some partitions, and move their positions to its end.
+
+        Args:
+            cursors: the partitions.
+            entries_max: entries of the batch at the most.
+            block_ms: how long to wait where there is nothing; 0 does not wait.
+
+        Returns:
+            None where there is nothing to do.
+
+        Raises:
+            EntryFailed: an entry cannot be read or merged; positions have moved, and must be reset.
+            RedisUnavailable: Redis cannot be read; positions may have moved, and must be reset.
+        """
+        return self._read(cursors, entries_max, block_ms, Changes(self._makers), [])
+
+    def read_more(self, batch: Batch, cursors: Sequence[Cursor], entries_max: int) -> Batch:
+        """Add to a batch what has arrived since; see ``read``."""
+        return self._read(cursors, entries_max, 0, batch.changes, list(batch.segments)) or batch
+
+    def _read(
+        self, cursors: Sequence[Cursor], entries_max: int, block_ms: int, changes: Changes, segments: list[Segment]
+    ) -> Batch | None:
+        room = max(1, min(entries_max, int(self._bytes_max / self._entry_bytes)))
+        share = max(1, room // max(1, len(cursors)))
+        serving = []
+        for cursor in cursors:
+            if cursor.stale:
+                continue
+            if cursor.replay_until is not None:
+                entries = self._log.read_range(cursor.number, cursor.position, cursor.replay_until, share)
+                if entries:
+                    self._take(cursor, entries, changes, segments)
+                    continue
+                cursor.replay_until = None
+            serving.append(cursor)
+        by_number = {cursor.number: cursor for cursor in serving}
+        hungry = list(by_number)
+        left = room - changes.entries
+        while hungry and left > 0:
+            count = max(1, left // len(hungry))
+            read = self._log.read_new(hungry, count, 0 if segments else block_ms)
+            for number, entries in read.items():
+                self._take(by_number[number], entries, changes, segments)
+            # Whoever gave all that was asked has more: a skewed load fills a batch from few partitions.
+            hungry = [
+                number
+                for number, entries in read.items()
+                if len(entries) == count and not by_number[number].stale and by_number[number].replay_until is None
+            ]
+            left = room - changes.entries
+        return Batch(segments=_joined(segments), changes=changes) if segments else None
+
+    def _take(self, cursor: Cursor, entries: list[RawEntry], changes: Changes, segments: list[Segment]) -> None:
+        start = cursor.position
+        first, last = EntryID.parse(entries[0][0]), EntryID.parse(entries[-1][0])
+        crossings: list[Crossing] = []
+        lost = 0
+        if (
+            first.epoch != start.epoch
+            or first.sequence != start.sequence + 1
+            or last.epoch != start.epoch
+            or last.sequence - start.sequence != len(entries)
+        ):
+            judged = self._judge(cursor, entries)
+            if judged is None:
+                return
+            crossings, lost = judged
+        merged = self._merge(cursor, entries, changes)
+        if merged == 0:
+            cursor.replay_until = last if cursor.replay_until is None else max(last, cursor.replay_until)
+            return
+        if merged < len(entries):
+            cursor.replay_until = last if cursor.replay_until is None else max(last, cursor.replay_until)
+            entries = entries[:merged]
+            last = EntryID.parse(entries[-1][0])
+            if crossings or lost:
+                crossings, lost = self._judge(cursor, entries) or (crossings, lost)
+        expected, cursor.expected, cursor.position = cursor.expected, last, last
+        segments.append(
+            Segment(
+                partition=cursor.number,
+                token=cursor.token,
+                start=expected,
+                end=last,
+                ids=[entry[0] for entry in entries],
+                crossings=crossings,
+                lost=lost,
+                oldest_ms=_made_ms(entries[0]),
+            )
+        )
+
+    def _judge(self, cursor: Cursor, entries: Sequence[RawEntry]) -> tuple[list[Crossing], int] | None:
+        """Count what is missing; None where the entries have to be read again by position first."""
+        lineage: Lineage = self._log.states([cursor.number])[cursor.number].lineage
+        position, applied = cursor.position, cursor.expected
+        crossings: list[Crossing] = []
+        lost = ahead = 0
+        known = True
+        for entry in entries:
+            found = EntryID.parse(entry[0])
+            try:
+                judged = step(position, found, lineage)
+            except ValueError:
+                # Delivered again: the group was rolled back or made anew.
+                cursor.stale = True
+                return None
+            if found.epoch != applied.epoch and applied.epoch:
+                crossings.append(Crossing(applied=applied, successor=found.epoch, base=judged.base))
+            lost += judged.lost
+            ahead += judged.ahead
+            known = known and judged.known
+            position = applied = found
+        if cursor.position.epoch and cursor.position.epoch not in lineage:
+            cursor.stale = True
+            return None
+        if lost and cursor.replay_until is None:
+            cursor.replay_until = position
+            return None
+        if lost or not known:
+            logger.error(
+                "DATA LOSS: partition %d: %s%d entries between %s and %s are not in the log and not in SQL",
+                cursor.number, "" if known else "at least ", lost, cursor.position, position,
+            )  # fmt: skip
+        if ahead:
+            logger.warning(
+                "partition %d: Redis was rolled back; it no longer knows %d entries that SQL has", cursor.number, ahead
+            )
+        return crossings, lost
+
+    def _merge(self, cursor: Cursor, entries: Sequence[RawEntry], changes: Changes) -> int:
+        """Merge entries until one has to begin a new batch; return how many were merged."""
+        merge = changes.merge
+        changes.enter(cursor.number)
+        size = 0
+        number = 0
+        try:
+            for number, (entry_id, fields) in enumerate(entries):
+                payload = fields[3]
+                size += len(payload)
+                if not merge(decode(payload), entry_id):
+                    return number
+        except WriteBehindError as error:
+            failure = error
+        except (IndexError, TypeError, ValueError) as error:
+            failure = ConfigurationError(
+                f"it is not an entry of this product: {type(error).__name__}", "find out who else writes to this stream"
+            )
+        except KeyError as error:
+            failure = ConfigurationError(f"table {error} is not declared here", "add it to tables=[...] of the flusher")
+        else:
+            self._entry_bytes = 0.8 * self._entry_bytes + 0.2 * (size / len(entries))
+            return len(entries)
+        raise EntryFailed(cursor.number, entries[number][0].decode(), number, failure)
+
+
+def _joined(segments: list[Segment]) -> list[Segment]:
+    """Join the segments of one partition: a transaction moves each offset once."""
+    joined: dict[int, Segment] = {}
+    for segment in segments:
+        first = joined.get(segment.partition)
+        joined[segment.partition] = (
+            segment
+            if first is None
+            else replace(
+                first,
+                end=segment.end,
+                ids=[*first.ids, *segment.ids],
+                crossings=[*first.crossings, *segment.crossings],
+                lost=first.lost + segment.lost,
+            )
+        )
+    return list(joined.values())
+
+
+def _made_ms(entry: RawEntry) -> int:
+    """Read when an entry was made from its mutation ID; 0 where it does not say."""
+    try:
+        return int(entry[1][1][:11], 16)
+    except (ValueError, IndexError, TypeError):
+        return 0

@@ -1,0 +1,171 @@
+"""Leases: which flusher may write which partition.
+
+They live in SQL, in the same row as the offset and on the database's clock, so that one row lock orders two holders
+and a full or rolled-back Redis can neither block a takeover nor hand out an old token.
+
+Invariants:
+
+1. A partition's fencing token grows with every change of holder.
+2. Only the holder whose token stands in the row moves the offset (``flushers.transaction`` checks it first).
+3. Taking a free or expired lease and reading the offset is one transaction.
+
+::
+
+    free --take--> held --renew--> held --release--> free
+                    '--expired, taken by another--> held by the other, token + 1
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+
+from writebehind.engine.adapters.control_tables import epochs, flushers, now_ms, partitions
+from writebehind.engine.core.positions import EntryID
+
+__all__ = ["Lease", "Leases"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lease:
+    """A partition held.
+
+    Attributes:
+        partition: its number.
+        token: the fencing token.
+        offset: up to where SQL has applied it.
+        earlier: by epoch, the last applied entry of the epoch before it.
+        previous: who held it before, if it was taken from somebody.
+    """
+
+    partition: int
+    token: int
+    offset: EntryID
+    earlier: Mapping[int, EntryID] = field(default_factory=dict)
+    previous: str | None = None
+
+
+class Leases:
+    """The leases of one holder in one namespace.
+
+    Args:
+        engine: the database.
+        namespace: the namespace's name.
+        holder: a name that no other flusher, dead or alive, has.
+        ttl_seconds: how long a lease lasts without renewal.
+    """
+
+    def __init__(self, engine: sa.Engine, namespace: str, holder: str, ttl_seconds: float) -> None:
+        self._engine = engine
+        self._namespace = namespace
+        self._holder = holder
+        self._ttl_ms = int(ttl_seconds * 1000)
+        self._mine = sa.and_(partitions.c.namespace == namespace, partitions.c.holder == holder)
+
+    def tend(self, *, member: bool) -> int:
+        """Renew every lease of this holder; return how many flushers share the partitions.
+
+        Args:
+            member: whether to be counted among them.
+
+        Repeat: harmless.
+        """
+        with self._engine.begin() as connection:
+            connection.execute(sa.update(partitions).where(self._mine).values(lease_until_ms=now_ms() + self._ttl_ms))
+            if member:
+                mine = sa.and_(flushers.c.namespace == self._namespace, flushers.c.holder == self._holder)
+                seen = connection.execute(sa.update(flushers).where(mine).values(seen_until_ms=now_ms() + self._ttl_ms))
+                if seen.rowcount == 0:
+                    connection.execute(
+                        sa.insert(flushers).values(
+                            namespace=self._namespace, holder=self._holder, seen_until_ms=now_ms() + self._ttl_ms
+                        )
+                    )
+            connection.execute(
+                sa.delete(flushers).where(
+                    flushers.c.namespace == self._namespace, flushers.c.seen_until_ms < now_ms() - 10 * self._ttl_ms
+                )
+            )
+            return int(
+                connection.execute(
+                    sa.select(sa.func.count())
+                    .select_from(flushers)
+                    .where(flushers.c.namespace == self._namespace, flushers.c.seen_until_ms >= now_ms())
+                ).scalar_one()
+            )
+
+    def share(self, members: int, total: int) -> int:
+        """Return how many partitions one of several flushers should hold."""
+        return math.ceil(total / max(1, members))
+
+    def take(self, wanted: int, *, avoid: Collection[int] = ()) -> list[Lease]:
+        """Take up to so many partitions that are free or whose lease has expired.
+
+        Repeat: takes more. Crash: a lease taken and not used expires.
+        """
+        if wanted <= 0:
+            return []
+        free = sa.and_(
+            partitions.c.namespace == self._namespace,
+            sa.or_(partitions.c.holder.is_(None), partitions.c.lease_until_ms < now_ms()),
+        )
+        with self._engine.begin() as connection:
+            # Locks are skipped where the database can: the holder of a lock is at work on that partition.
+            query = sa.select(partitions.c.partition, partitions.c.holder).where(free).with_for_update(skip_locked=True)
+            found = connection.execute(query.order_by(partitions.c.partition)).all()
+            leases = []
+            for number, previous in [row for row in found if row.partition not in avoid][:wanted]:
+                here = sa.and_(partitions.c.namespace == self._namespace, partitions.c.partition == number)
+                taken = connection.execute(
+                    sa.update(partitions)
+                    .where(here, free)
+                    .values(holder=self._holder, token=partitions.c.token + 1, lease_until_ms=now_ms() + self._ttl_ms)
+                )
+                if taken.rowcount != 1:
+                    continue
+                row = connection.execute(sa.select(partitions).where(here)).one()
+                leases.append(
+                    Lease(
+                        partition=number,
+                        token=row.token,
+                        offset=EntryID(row.epoch, row.sequence),
+                        earlier=self._earlier(connection, number),
+                        previous=previous,
+                    )
+                )
+        return leases
+
+    def _earlier(self, connection: sa.Connection, number: int) -> dict[int, EntryID]:
+        rows = connection.execute(
+            sa.select(epochs.c.epoch, epochs.c.sequence, epochs.c.successor).where(
+                epochs.c.namespace == self._namespace, epochs.c.partition == number
+            )
+        )
+        return {row.successor: EntryID(row.epoch, row.sequence) for row in rows}
+
+    def release(self, held: Mapping[int, int]) -> None:
+        """Hand partitions back, given with their tokens. Repeat: harmless."""
+        with self._engine.begin() as connection:
+            for number, token in held.items():
+                connection.execute(
+                    sa.update(partitions)
+                    .where(self._mine, partitions.c.partition == number, partitions.c.token == token)
+                    .values(holder=None, lease_until_ms=0)
+                )
+
+    def resign(self) -> None:
+        """Stop being counted as a flusher. Repeat: harmless."""
+        with self._engine.begin() as connection:
+            connection.execute(
+                sa.delete(flushers).where(flushers.c.namespace == self._namespace, flushers.c.holder == self._holder)
+            )
+
+    def note_halt(self, number: int, token: int, reason: str | None) -> None:
+        """Record why a partition is halted, for ``status``; None when it is not any more."""
+        with self._engine.begin() as connection:
+            connection.execute(
+                sa.update(partitions)
+                .where(self._mine, partitions.c.partition == number, partitions.c.token == token)
+                .values(halted=reason)
+            )

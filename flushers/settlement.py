@@ -1,0 +1,89 @@
+"""Settlement: after a commit, Redis learns of it, in a thread of its own."""
+
+import logging
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from writebehind.engine.adapters.log import Acknowledgement, Log
+from writebehind.engine.core.keys import Keys
+from writebehind.engine.errors import RedisUnavailable
+from writebehind.flushers.batch import Batch
+from writebehind.flushers.cursor import Cursor
+
+__all__ = ["Settlement"]
+
+logger = logging.getLogger(__name__)
+
+UNDER_WAY_MAX = 4
+"""Acknowledgements that may wait for Redis before committing waits for them too."""
+
+
+class Settlement:
+    """Acknowledges committed batches in their order.
+
+    Args:
+        log: the logs.
+        keys: the namespace's key names.
+        record_ttl_seconds: how long a clean record stays in Redis; None for ever.
+        retention_seconds: how long flushed entries stay in the log.
+    """
+
+    def __init__(self, log: Log, keys: Keys, record_ttl_seconds: float | None, retention_seconds: float) -> None:
+        self._log = log
+        self._keys = keys
+        self._ttl_ms = 0 if record_ttl_seconds is None else max(1, int(record_ttl_seconds * 1000))
+        self._retention_seconds = retention_seconds
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="writebehind-settle")
+        self._under_way: list[tuple[Future[None], Batch]] = []
+
+    def submit(self, batch: Batch, cursors: Mapping[int, Cursor]) -> None:
+        """Have a committed batch acknowledged."""
+        now = time.monotonic()
+        todo = [
+            Acknowledgement(
+                partition=segment.partition,
+                ids=segment.ids,
+                offset=segment.end,
+                settled=self._settled(batch, segment.partition),
+                ttl_ms=self._ttl_ms,
+                trim_below=cursors[segment.partition].trim_point(now, self._retention_seconds)
+                if segment.partition in cursors
+                else None,
+                # Rows are counted for the batch as a whole.
+                flushed_rows=0 if number else len(batch.changes),
+            )
+            for number, segment in enumerate(batch.segments)
+        ]
+        self._under_way.append((self._thread.submit(self._log.acknowledge, todo), batch))
+
+    def _settled(self, batch: Batch, partition: int) -> dict[str, bytes]:
+        stem = self._keys.stems[partition]
+        settled = {}
+        for name, table in batch.changes.tables.items():
+            prefix = f"{stem}{name}:"
+            for key, version in table.versions.get(partition, {}).items():
+                # A whole record without a time to live stays as it is.
+                if self._ttl_ms or key not in table.puts:
+                    settled[prefix + key] = version
+        return settled
+
+    def collect(self, *, everything: bool) -> set[int]:
+        """Return the partitions whose acknowledgement failed: they have to be taken over again.
+
+        Args:
+            everything: wait for all that is under way; otherwise only keep the queue short.
+        """
+        failed: set[int] = set()
+        while self._under_way and (everything or self._under_way[0][0].done() or len(self._under_way) > UNDER_WAY_MAX):
+            future, batch = self._under_way.pop(0)
+            try:
+                future.result()
+            except RedisUnavailable as error:
+                logger.warning("acknowledging: %s", error)
+                failed.update(segment.partition for segment in batch.segments)
+        return failed
+
+    def close(self) -> None:
+        """Wait for what is under way and end the thread."""
+        self._thread.shutdown()

@@ -1,0 +1,1 @@
+"""Recovery: what a crash left pending is taken over and replayed exactly."""

@@ -1,0 +1,73 @@
+"""The takeover protocol, done on real logs."""
+
+import logging
+from collections.abc import Generator, Mapping
+from typing import assert_never, cast
+
+from writebehind.engine.adapters.log import Acknowledgement, Log
+from writebehind.engine.core.positions import EntryID
+from writebehind.recovery.takeover import Claim, Confirmed, Effect, Inspect, MakeGroup, Reply, Start, takeover
+
+__all__ = ["perform", "reclaim"]
+
+logger = logging.getLogger(__name__)
+
+
+def reclaim(log: Log, partition: int, offset: EntryID, earlier: Mapping[int, EntryID]) -> Start:
+    """Take a partition over and return where to serve from. Only for the holder of its lease.
+
+    Durability, Repeat, Crash: as ``takeover``.
+
+    Raises:
+        RedisUnavailable: Redis cannot be reached, or is full and the group is missing.
+        ConfigurationError: Redis refuses for good.
+    """
+    start = _drive(log, partition, takeover(offset, earlier))
+    if start.gone:
+        logger.error(
+            "DATA LOSS: partition %d: %d entries that were delivered and not applied are gone from the log, %s to %s",
+            partition, len(start.gone), start.gone[0].decode(), start.gone[-1].decode(),
+        )  # fmt: skip
+    if start.group_made:
+        logger.warning("partition %d: the consumer group was missing; made anew at %s", partition, start.position)
+    if start.claimed:
+        logger.info("partition %d: claimed %d pending entries", partition, start.claimed)
+    log.forget_consumers(partition)
+    return start
+
+
+def _drive(log: Log, partition: int, protocol: Generator[Effect, Reply, Start]) -> Start:
+    effect = next(protocol)
+    while True:
+        try:
+            effect = protocol.send(perform(log, partition, effect))
+        except StopIteration as stop:
+            return cast("Start", stop.value)
+
+
+def perform(log: Log, partition: int, effect: Effect) -> Reply:
+    """Do one effect of the takeover protocol."""
+    match effect:
+        case Inspect():
+            return log.states([partition])[partition]
+        case MakeGroup(position):
+            log.ensure_group(partition, position)
+        case Claim():
+            return log.claim(partition)
+        case Confirmed(ids, position):
+            log.acknowledge(
+                [
+                    Acknowledgement(
+                        partition=partition,
+                        ids=ids,
+                        offset=position,
+                        settled={},
+                        ttl_ms=0,
+                        trim_below=None,
+                        flushed_rows=0,
+                    )
+                ]
+            )
+        case _:
+            assert_never(effect)
+    return None
