@@ -54,8 +54,8 @@ class Loop(ABC):
     def __init__(
         self, redis_url: str, database_url: str, logs: Sequence[str], table: sa.Table, batch_entries: int
     ) -> None:
-        self._client = redis.Redis.from_url(redis_url)
-        self._acknowledger = redis.Redis.from_url(redis_url)
+        self._client = redis.Redis.from_url(redis_url, protocol=2)
+        self._reader = self._client.connection_pool.get_connection()
         self._engine = sa.create_engine(database_url)
         self._logs = list(logs)
         self._share = max(1, batch_entries // len(self._logs))
@@ -80,7 +80,7 @@ class Loop(ABC):
                 rows, ids = upcoming.result()
                 upcoming = reading.submit(self._read)
                 self.write(connection, rows, {log: listed[-1].decode() for log, listed in ids.items()})
-                pipeline = self._acknowledger.pipeline(transaction=False)
+                pipeline = self._client.pipeline(transaction=False)
                 for log, listed in ids.items():
                     pipeline.xack(log, GROUP, *listed)
                 pipeline.execute()
@@ -88,18 +88,18 @@ class Loop(ABC):
 
     def close(self) -> None:
         """Close the connections and drop the table of offsets."""
+        self._client.connection_pool.release(self._reader)
         self._client.close()
-        self._acknowledger.close()
         with self._engine.begin() as connection:
             connection.exec_driver_sql(f"DROP TABLE IF EXISTS {self.offsets}")
         self._engine.dispose()
 
     def _read(self) -> tuple[list[Account], dict[str, list[bytes]]]:
-        # Parsed by hiredis, but past redis-py's conversion of replies, which costs more than all the rest.
-        reply = self._client.execute_command(
-            "XREADGROUP", "GROUP", GROUP, "one", "COUNT", self._share, "STREAMS", *self._logs, *">" * len(self._logs),
-            NEVER_DECODE=True,
-        )  # fmt: skip
+        # hiredis parses; redis-py's own conversion of the reply would cost more than all the rest.
+        self._reader.send_command(
+            "XREADGROUP", "GROUP", GROUP, "one", "COUNT", self._share, "STREAMS", *self._logs, *">" * len(self._logs)
+        )
+        reply = self._reader.read_response(disable_decoding=True) or ()
         rows: dict[int, Account] = {}
         ids: dict[str, list[bytes]] = {}
         for log, found in reply:
@@ -184,7 +184,7 @@ class RowLoop(Loop):
                         for entry, fields in found:
                             cursor.execute(upsert, astuple(_decode(fields[b"p"])[4]))
                             driver.commit()
-                            self._acknowledger.xack(log, GROUP, entry)
+                            self._client.xack(log, GROUP, entry)
                         done += len(found)
 
     def write(self, connection: sa.Connection, rows: list[Account], offsets: dict[str, str]) -> None:

@@ -1,6 +1,7 @@
 """The engine as a service embeds it."""
 
 import itertools
+import logging
 import os
 import threading
 import time
@@ -31,6 +32,8 @@ from writebehind.engine.errors import ConfigurationError, WriteBehindError
 from writebehind.engine.receipts import Receipt
 
 __all__ = ["WriteBehind"]
+
+logger = logging.getLogger(__name__)
 
 
 class WriteBehind:
@@ -112,6 +115,9 @@ class WriteBehind:
             if not self._started:
                 agree(self.links, self.keys, self.namespace_settings)
                 self.rows.check(self.namespace_settings)
+                for declared in self.tables.values():
+                    for caveat in declared.caveats:
+                        logger.warning("%s", caveat)
                 self._confirmer.require(self.durability)
                 self._started = True
         return self

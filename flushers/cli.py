@@ -246,9 +246,12 @@ def _load_app(name: str) -> WriteBehind:
 def _reflect(redis: str, database: str, names: tuple[str, ...], namespace: str, partitions: int) -> WriteBehind:
     import sqlalchemy as sa  # noqa: PLC0415 - keeps --help fast
 
+    from writebehind.engine.adapters.declaration import on_column_reflect  # noqa: PLC0415
+
     try:
         engine = sa.create_engine(database, hide_parameters=True)
         metadata = sa.MetaData()
+        sa.event.listen(metadata, "column_reflect", on_column_reflect)
         tables = []
         for name in names:
             schema, _, table = name.rpartition(".")

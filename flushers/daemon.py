@@ -1,6 +1,7 @@
 """The daemon: one flusher, or a parent that keeps several running."""
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -55,7 +56,8 @@ def serve(app: WriteBehind, settings: FlusherSettings, *, supervised: bool = Fal
 
 
 def _until_orphaned(stopping: threading.Event) -> None:
-    while sys.stdin.buffer.read(1):
+    # Not through sys.stdin: a thread that waits inside its buffer's lock makes the interpreter abort at exit.
+    while os.read(0, 1):
         pass
     stopping.set()
 

@@ -171,7 +171,7 @@ class TableChanges:
     def undo(self, key: str) -> Callable[[], None]:
         """Return what takes back all that will have happened to a key, and all rows appended."""
         appended = len(self.appended)
-        kept = (self.inserts, self.puts, self.updates, self.deletes, self._versions)
+        kept: tuple[dict[str, Any], ...] = (self.inserts, self.puts, self.updates, self.deletes, self._versions)
         former = [(by_key, copy(by_key.get(key))) for by_key in kept]
 
         def take_back() -> None:

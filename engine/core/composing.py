@@ -179,6 +179,7 @@ def _arithmetic(column: Column, delta: Any) -> tuple[Any, Any, Any, Any]:
     if column.kind is Kind.FLOAT:
         return "f", delta, "", ""
     if column.kind is Kind.NUMERIC:
-        limit = "" if column.precision is None else str(10**column.precision - 1)
+        digits = [limit for limit in (column.precision, column.significant_digits) if limit is not None]
+        limit = str(10 ** min(digits) - 1) if digits else ""
         return f"n{'' if column.scale is None else column.scale}", delta, f"-{limit}" if limit else "", limit
-    return "i", delta, column.minimum, column.maximum
+    return "i", delta, *column.integer_limits

@@ -4,7 +4,7 @@ It needs no upsert, so no unique index but the primary key can make it overwrite
 other paths replace single steps of it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
@@ -127,8 +127,7 @@ class GenericPath:
         if expected == 0:
             return []
         target = self._target(declared)
-        converters = {name: convert for name in target.key if (convert := declared.to_bind.get(name)) is not None}
-        keys = bound_rows(rows, target.key, converters)
+        keys = self._keys(declared, rows)
         existing = self._existing(connection, target, keys)
         missing = [position for position, key in enumerate(keys) if key not in existing]
         if expected is None or len(missing) != expected:
@@ -145,20 +144,31 @@ class GenericPath:
     def _existing(self, connection: sa.Connection, target: Target, keys: Sequence[tuple[Any, ...]]) -> set[Any]:
         columns = [target.table.c[name] for name in target.key]
         existing: set[Any] = set()
-        for start in range(0, len(keys), KEYS_PER_QUERY):
-            chunk = keys[start : start + KEYS_PER_QUERY]
-            if len(columns) == 1:
-                condition = columns[0].in_([key[0] for key in chunk])
-            else:
-                condition = sa.or_(
-                    *(sa.and_(*(column == part for column, part in zip(columns, key, strict=True))) for key in chunk)
-                )
+        for condition in self._among(target, keys):
             existing.update(map(tuple, connection.execute(sa.select(*columns).where(condition))))
         return existing
 
+    def _keys(self, declared: DeclaredTable, rows: Sequence[Row]) -> list[tuple[Any, ...]]:
+        """Return the rows' keys as SQLAlchemy takes them."""
+        key = self._target(declared).key
+        converters = {name: convert for name in key if (convert := declared.to_bind.get(name)) is not None}
+        return bound_rows(rows, key, converters)
+
+    def _among(self, target: Target, keys: Sequence[tuple[Any, ...]]) -> Iterator[sa.ColumnElement[bool]]:
+        """Yield conditions that together select the rows of these keys."""
+        columns = [target.table.c[name] for name in target.key]
+        for start in range(0, len(keys), KEYS_PER_QUERY):
+            chunk = keys[start : start + KEYS_PER_QUERY]
+            if len(columns) == 1:
+                yield columns[0].in_([key[0] for key in chunk])
+            else:
+                yield sa.or_(
+                    *(sa.and_(*(column == part for column, part in zip(columns, key, strict=True))) for key in chunk)
+                )
+
     def _exists(self, connection: sa.Connection, target: Target, key: tuple[Any, ...]) -> bool:
         parameters = {target.parameter(name).key: part for name, part in zip(target.key, key, strict=True)}
-        query = sa.select(sa.literal_column("1")).select_from(target.table).where(target.where_key())
+        query: sa.Select[Any] = sa.select(sa.literal_column("1")).select_from(target.table).where(target.where_key())
         return connection.execute(query, parameters).first() is not None
 
 

@@ -2,6 +2,7 @@
 
 ON DUPLICATE KEY UPDATE fires on any unique index and would overwrite another row. So it serves only
 tables that have no unique index but the declared primary key, in the database, whatever the model says.
+It is asked once per table: a unique index that is added later needs a restart of the flushers first.
 """
 
 from typing import Final
@@ -54,6 +55,12 @@ class MySQLPath(GenericPath):
         target = self._target(declared)
         target.statement("put", columns, columns, lambda: _upsert(target, columns)).run(connection, rows)
 
+    def _delete(self, connection: sa.Connection, declared: DeclaredTable, keys: list[Row]) -> None:
+        # Drivers send an executemany of DELETE row by row.
+        target = self._target(declared)
+        for condition in self._among(target, self._keys(declared, keys)):
+            connection.execute(sa.delete(target.table).where(condition))
+
     def _has_one_unique_key(self, connection: sa.Connection, declared: DeclaredTable) -> bool:
         """Tell whether the declared key is the table's only unique index; asked once per table."""
         name = declared.entity.name
@@ -77,4 +84,7 @@ def _upsert(target: Target, columns: tuple[str, ...]) -> UpdateBase:
     insert = mysql.insert(target.table).values({name: target.parameter(name) for name in columns})
     # A row of key columns only has nothing to update, but must not fail where it exists.
     sets = [name for name in columns if name not in target.key] or list(target.key[:1])
-    return insert.on_duplicate_key_update({name: insert.inserted[name] for name in sets})
+    # SQLAlchemy doubles percent signs in names of ``inserted`` twice.
+    return insert.on_duplicate_key_update(
+        {name: sa.func.values(target.table.c[name]) if "%" in name else insert.inserted[name] for name in sets}
+    )

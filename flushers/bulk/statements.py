@@ -5,6 +5,7 @@ loop between them is our own where the driver takes parameters by position: SQLA
 execution costs more per row than SQLite does.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from operator import itemgetter
@@ -42,15 +43,11 @@ class Statement:
     def __init__(
         self, clause: UpdateBase, columns: Mapping[str, str], declared: DeclaredTable, dialect: sa.Dialect
     ) -> None:
-        compiled = clause.compile(dialect=dialect)
-        by_position = (
-            compiled.positional
-            and dialect.paramstyle in {"qmark", "format"}
-            and dialect.bind_typing is not BindTyping.SETINPUTSIZES
-        )
+        positional = _positional(clause, dialect)
+        by_position = positional is not None
         self._clause = clause
-        self._text = str(compiled) if by_position else None
-        self._names = tuple(compiled.positiontup or ()) if by_position else tuple(columns)
+        self._text: str | None = positional[0] if positional else None
+        self._names: tuple[str, ...] = positional[1] if positional else tuple(columns)
         self._columns = tuple(columns[name] for name in self._names)
         self._converters = {
             name: converter
@@ -152,6 +149,27 @@ class Target:
             # SQLite has no decimals: 0.1 + 0.2 would be stored as 0.30000000000000004.
             return sa.func.round(total, sa.literal_column(str(declared.scale)))
         return total
+
+
+def _positional(clause: UpdateBase, dialect: sa.Dialect) -> tuple[str, tuple[str, ...]] | None:
+    """Return a statement's text with parameters by position, and their names, or None where the driver needs more."""
+    compiled = clause.compile(dialect=dialect)
+    if dialect.bind_typing is BindTyping.SETINPUTSIZES:
+        return None
+    if dialect.paramstyle in {"qmark", "format"}:
+        return str(compiled), tuple(compiled.positiontup or ())
+    if dialect.paramstyle != "pyformat":
+        return None
+    names: list[str] = []
+
+    def by_position(match: re.Match[str]) -> str:
+        if match[1] is None:
+            return match[0]
+        names.append(match[1])
+        return "%s"
+
+    # Drivers that take pyformat take format too. A doubled percent sign is text.
+    return re.sub(r"%%|%\((\w+)\)s", by_position, str(compiled)), tuple(names)
 
 
 def bound_rows(

@@ -3,7 +3,8 @@
 The conflict is named by the primary key's columns: a collision on any other unique index raises.
 """
 
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -16,7 +17,8 @@ from writebehind.flushers.bulk.statements import Target
 
 __all__ = ["UpsertPath"]
 
-_INSERT: Final = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+# Two classes with the same two methods.
+_INSERT: Final[Mapping[str, Callable[..., Any]]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
 class UpsertPath(GenericPath):
@@ -32,8 +34,11 @@ class UpsertPath(GenericPath):
 
 
 def _upsert(target: Target, columns: tuple[str, ...], dialect_name: str) -> UpdateBase:
-    insert = _INSERT[dialect_name](target.table).values({name: target.parameter(name) for name in columns})
+    insert: Any = _INSERT[dialect_name](target.table).values({name: target.parameter(name) for name in columns})
     sets = {name: insert.excluded[name] for name in columns if name not in target.key}
-    if not sets:
-        return insert.on_conflict_do_nothing(index_elements=target.key)
-    return insert.on_conflict_do_update(index_elements=target.key, set_=sets)
+    upsert: UpdateBase = (
+        insert.on_conflict_do_update(index_elements=target.key, set_=sets)
+        if sets
+        else insert.on_conflict_do_nothing(index_elements=target.key)
+    )
+    return upsert

@@ -32,6 +32,8 @@ Mutation = tuple[Op, str, Row]
 
 
 class Mood(enum.Enum):
+    """Names and values differ."""
+
     CALM = "calm"
     WILD = "wild"
 
@@ -44,6 +46,7 @@ class World:
     path: BulkPath
 
     def declare(self, table: sa.Table) -> DeclaredTable:
+        """Create the table, and its schema on PostgreSQL."""
         if table.schema is not None and self.engine.dialect.name == "postgresql":
             with self.engine.begin() as connection:
                 connection.execute(sa.schema.CreateSchema(table.schema))
@@ -51,6 +54,7 @@ class World:
         return declare(table, self.engine.dialect.name)
 
     def flush(self, declared: DeclaredTable, changes: TableChanges) -> int:
+        """Commit the changes; give how many updates found no row."""
         with self.engine.begin() as connection:
             absent = self.path.apply(connection, declared, changes)
             self.path.delete(connection, declared, changes)
@@ -82,6 +86,7 @@ PATHS: dict[str, tuple[str, Callable[[sa.Dialect], BulkPath]]] = {
 
 
 def engine_of(url: str) -> sa.Engine:
+    """An engine that checks foreign keys."""
     engine = sa.create_engine(url)
     if engine.dialect.name == "sqlite":
 
@@ -112,6 +117,7 @@ def copying(postgresql_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wo
 
 
 def changes_for(declared: DeclaredTable) -> TableChanges:
+    """Empty changes, as the flusher makes them."""
     plan = declared.plan
     return TableChanges(
         tuple(column.name for column in declared.entity.key),
@@ -123,6 +129,7 @@ def changes_for(declared: DeclaredTable) -> TableChanges:
 
 
 def coalesced(declared: DeclaredTable, *mutations: Mutation) -> TableChanges:
+    """Mutations merged into one batch."""
     changes = changes_for(declared)
     for op, key, values in mutations:
         assert changes.accepts(op, key, values)
@@ -131,10 +138,12 @@ def coalesced(declared: DeclaredTable, *mutations: Mutation) -> TableChanges:
 
 
 def puts(declared: DeclaredTable, *rows: Row) -> TableChanges:
+    """A batch of puts."""
     return coalesced(declared, *((Op.PUT, declared.plan.key_text(row), row) for row in rows))
 
 
 def everything(metadata: sa.MetaData, *strict: sa.Column[Any]) -> sa.Table:
+    """A table with a column of each kind."""
     return sa.Table(
         "everything",
         metadata,
@@ -163,6 +172,7 @@ def everything(metadata: sa.MetaData, *strict: sa.Column[Any]) -> sa.Table:
 
 
 def random_values(chance: random.Random) -> Row:
+    """Wire values for ``everything`` that every database keeps."""
     values: Row = {
         "small": chance.randrange(-100, 100),
         "count": chance.randrange(-1000, 1000),
@@ -172,14 +182,14 @@ def random_values(chance: random.Random) -> Row:
         "active": chance.random() < 0.5,
         "day": date(2024, 2, 29) + timedelta(days=chance.randrange(500)),
         "at": time(chance.randrange(24), 5, 6),
-        "made": datetime(2024, 1, 1) + timedelta(seconds=chance.randrange(10**7)),
+        "made": datetime(2024, 1, 1) + timedelta(seconds=chance.randrange(10**7)),  # noqa: DTZ001
         "seen": datetime(2024, 1, 1, tzinfo=UTC) + timedelta(seconds=chance.randrange(10**7)),
         "span": timedelta(days=chance.randrange(20), seconds=chance.randrange(5000)),
         "span_emulated": timedelta(days=chance.randrange(20), seconds=chance.randrange(5000)),
         "blob": chance.randbytes(chance.randrange(5)),
         "data": JsonText(chance.choice(["null", "[]", '{"a":[1,2.5,"x"]}', '"%"', "1e+23"])),
-        "ref": UUID(int=chance.getrandbits(128)),
-        "ref_emulated": UUID(int=chance.getrandbits(128)),
+        "ref": UUID(int=chance.getrandbits(128), version=4),
+        "ref_emulated": UUID(int=chance.getrandbits(128), version=4),
         "mood": chance.choice(["CALM", "WILD"]),
         "mood_text": chance.choice(["calm", "wild"]),
         "code": chance.choice(["", "ab", "abcdef"]),
@@ -189,6 +199,7 @@ def random_values(chance: random.Random) -> Row:
 
 
 def random_mutation(chance: random.Random, columns: set[str], keys: int) -> Mutation:
+    """Any mutation of one of a few keys."""
     key = chance.randrange(keys)
     values = {name: value for name, value in random_values(chance).items() if name in columns}
     some = {name: value for name, value in values.items() if name == "strict" or chance.random() < 0.7}
@@ -253,6 +264,7 @@ def test_random_mutations_equal_naive_apply(world: World, seed: int, begins: boo
 
 
 def people(metadata: sa.MetaData) -> sa.Table:
+    """A table with a unique index beside its key."""
     return sa.Table(
         "people",
         metadata,
@@ -263,6 +275,7 @@ def people(metadata: sa.MetaData) -> sa.Table:
 
 
 def person(number: int, email: str | None = None, visits: int | None = 0) -> Row:
+    """A row of ``people``."""
     return {"id": number, "email": email or f"{number}@example.org", "visits": visits}
 
 
@@ -318,7 +331,7 @@ def test_composite_keys(world: World) -> None:
         sa.Column("count", sa.Integer),
     )
     declared = world.declare(table)
-    refs = UUID(int=1), UUID(int=2)
+    refs = UUID(int=1, version=4), UUID(int=2, version=4)
     keys = [{"tenant": tenant, "number": n, "ref": ref} for tenant in "ab" for n in (1, 2) for ref in refs]
     text = declared.plan.key_text
     world.flush(declared, puts(declared, *({**key, "count": 1} for key in keys[:4])))
@@ -400,7 +413,7 @@ def test_missing_rows_are_counted_or_created(world: World) -> None:
     later: Mutation = (Op.PATCH, "10", {"id": 10, "email": "10@new"})
     assert world.flush(declared, coalesced(declared, *patches, *increments, later)) == 3
     found = [(row["id"], row["email"], row["visits"]) for row in world.rows(declared).values()]
-    assert found == [(0, "0@new", 0), (1, "1@new", 2), (2, "2@new", 0), (10, "10@new", 2), (11, None, 2)]
+    assert sorted(found) == [(0, "0@new", 0), (1, "1@new", 2), (2, "2@new", 0), (10, "10@new", 2), (11, None, 2)]
 
 
 def test_decimals_add_up_exactly(world: World) -> None:
@@ -443,14 +456,11 @@ def test_large_batches(world: World) -> None:
     assert {row["id"]: row["visits"] for row in world.rows(declared).values()} == expected
 
 
-@pytest.mark.parametrize("schema", [None, "odd schema"])
+@pytest.mark.parametrize("schema", [None, 'Odd%"schema'])
 def test_odd_names(world: World, schema: str | None) -> None:
     """Reserved words, capitals, spaces, quotes and percent signs may stand in names."""
-    dialect = world.engine.dialect.name
-    if schema is not None and dialect == "sqlite":
-        schema = "main"
-    elif schema is not None and dialect == "mariadb":
-        schema = world.engine.url.database
+    if schema is not None:
+        schema = {"sqlite": "main", "mysql": world.engine.url.database}.get(world.engine.dialect.name, schema)
     table = sa.Table(
         'Select%"`Table',
         sa.MetaData(),
@@ -459,10 +469,8 @@ def test_odd_names(world: World, schema: str | None) -> None:
         sa.Column('quo"te`s', sa.String(20)),
         sa.Column("per%cent (%s) %(x)s", sa.Integer),
         sa.Column("wb_0", sa.Integer),
-        schema=schema if dialect != "mysql" else world.engine.url.database if schema else None,
+        schema=schema,
     )
-    if schema == "odd schema" and dialect != "postgresql":
-        schema = None
     declared = world.declare(table)
     first, second = ({"order": n, "Mixed Case": "K"} for n in (1, 2))
     text = declared.plan.key_text
@@ -490,7 +498,7 @@ def test_odd_names(world: World, schema: str | None) -> None:
 def test_unknown_columns_halt(world: World, op: Op) -> None:
     """A column of a newer release is the operator's business."""
     declared = world.declare(people(sa.MetaData()))
-    with pytest.raises(ConfigurationError, match="nickname of table people.*newer|nickname of table people") as caught:
+    with pytest.raises(ConfigurationError, match="nickname of table people") as caught:
         world.flush(declared, coalesced(declared, (op, "1", {**person(1), "nickname": "a"})))
     assert caught.value.hint
 
@@ -532,7 +540,7 @@ def test_rows_that_refer_to_their_own_table(world: World) -> None:
         sa.Column("parent", sa.ForeignKey("nodes.id")),
     )
     declared = world.declare(table)
-    rows = [{"id": 5, "parent": None}, {"id": 3, "parent": 5}, {"id": 1, "parent": 3}]
+    rows: list[Row] = [{"id": 5, "parent": None}, {"id": 3, "parent": 5}, {"id": 1, "parent": 3}]
     world.flush(declared, puts(declared, *rows))
     assert sorted(world.rows(declared)) == ["1", "3", "5"]
 
@@ -541,9 +549,7 @@ def test_multi_row_statements(mariadb_url: str) -> None:
     """A thousand upserts go to MariaDB in a few statements."""
     engine = engine_of(mariadb_url)
     metadata = sa.MetaData()
-    table = sa.Table(
-        "counts", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("count", sa.Integer)
-    )
+    table = sa.Table("counts", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("count", sa.Integer))
     world = World(engine=engine, path=bulk_path(engine))
     declared = world.declare(table)
     with engine.begin() as connection:
@@ -587,9 +593,11 @@ def test_two_batches_in_one_transaction(copying: World) -> None:
     """The temporary table is empty again for the second batch, and made again after a savepoint took it away."""
     declared = copying.declare(people(sa.MetaData()))
     with copying.engine.begin() as connection:
-        with pytest.raises(IntegrityError), connection.begin_nested():
-            changes = coalesced(declared, (Op.INSERT, "1", person(1)), (Op.INSERT, "", person(1)))
-            copying.path.apply(connection, declared, changes)
+        twice = coalesced(declared, (Op.INSERT, "1", person(1)), (Op.INSERT, "", person(1)))
+        savepoint = connection.begin_nested()
+        with pytest.raises(IntegrityError):
+            copying.path.apply(connection, declared, twice)
+        savepoint.rollback()
         for start in (0, 1, 2):
             changes = coalesced(declared, *((Op.INSERT, str(n), person(n)) for n in range(start * 5, start * 5 + 5)))
             copying.path.apply(connection, declared, changes)
@@ -654,7 +662,9 @@ def test_rows_that_a_trigger_swallows_halt(copying: World) -> None:
     """A trigger that drops rows silently is not taken for success."""
     declared = copying.declare(people(sa.MetaData()))
     with copying.engine.begin() as connection:
-        connection.exec_driver_sql("CREATE FUNCTION drop_row() RETURNS trigger AS 'BEGIN RETURN NULL; END' LANGUAGE plpgsql")
+        connection.exec_driver_sql(
+            "CREATE FUNCTION drop_row() RETURNS trigger AS 'BEGIN RETURN NULL; END' LANGUAGE plpgsql"
+        )
         connection.exec_driver_sql(
             "CREATE TRIGGER swallow BEFORE INSERT ON people FOR EACH ROW EXECUTE FUNCTION drop_row()"
         )
@@ -726,7 +736,7 @@ def test_group_of_tables_in_foreign_key_order() -> None:
         table("product"),
     ]
     names = [declared.entity.name for declared in in_foreign_key_order(tables)]
-    assert names == ["product", "address", "customer", "bill", "line", "note"]
+    assert names == ["address", "customer", "bill", "product", "line", "note"]
 
 
 def test_changes_of_several_tables_share_a_transaction(world: World) -> None:

@@ -31,14 +31,17 @@ class Database:
         self.appended: list[Row] = []
 
     def insert(self, row: Row) -> None:
+        """INSERT."""
         if row["id"] in self.rows:
             raise Conflict
         self.rows[row["id"]] = {**SERVER_DEFAULTS, **row}
 
     def upsert(self, row: Row) -> None:
+        """INSERT ... ON CONFLICT DO UPDATE of the named columns."""
         self.rows[row["id"]] = {**self.rows.get(row["id"], SERVER_DEFAULTS), **row}
 
     def update(self, key: int, sets: Row, increments: Row) -> bool:
+        """UPDATE; tells whether there was a row."""
         row = self.rows.get(key)
         if row is None:
             return False
@@ -48,14 +51,18 @@ class Database:
         return True
 
     def delete(self, key: int) -> None:
+        """DELETE."""
         self.rows.pop(key, None)
 
 
 def without_key(values: Row) -> Row:
+    """The columns to set."""
     return {name: value for name, value in values.items() if name != "id"}
 
 
-def default_row(begins: bool) -> Any:  # noqa: FBT001
+def default_row(*, begins: bool) -> Any:
+    """The function that begins a row, or begins none."""
+
     def make(key: Row, given_columns: set[str]) -> Row | None:
         return {**key, "name": "new", "count": 3, "total": None} if begins else None
 
@@ -63,6 +70,7 @@ def default_row(begins: bool) -> Any:  # noqa: FBT001
 
 
 def apply_one(database: Database, mutation: Mutation, *, begins: bool) -> None:
+    """Do what one mutation means."""
     op, _, key, values = mutation
     if op is Op.PUT:
         database.upsert(values)
@@ -70,7 +78,7 @@ def apply_one(database: Database, mutation: Mutation, *, begins: bool) -> None:
         database.update(values["id"], without_key(values), {})
     elif op is Op.INCREMENT:
         if not database.update(values["id"], {}, without_key(values)) and begins:
-            database.insert(default_row(True)({"id": values["id"]}, set()))
+            database.insert(default_row(begins=True)({"id": values["id"]}, set()))
             database.update(values["id"], {}, without_key(values))
     elif op is Op.DELETE:
         database.delete(values["id"])
@@ -81,6 +89,7 @@ def apply_one(database: Database, mutation: Mutation, *, begins: bool) -> None:
 
 
 def apply_changes(database: Database, changes: Changes) -> None:
+    """Do what a flush does, statement by statement."""
     for table in changes.tables.values():
         database.appended += table.appended
         for row in table.inserts.values():
@@ -98,11 +107,13 @@ def apply_changes(database: Database, changes: Changes) -> None:
 
 
 def new_changes(*, begins: bool) -> Changes:
+    """An empty batch."""
+
     def add(value: int | None, delta: int) -> int:
         return (value or 0) + delta
 
     return Changes(
-        {"t": lambda: TableChanges(("id",), {"count": add, "total": add}, default_row(begins), columns=COLUMNS)}
+        {"t": lambda: TableChanges(("id",), {"count": add, "total": add}, default_row(begins=begins), columns=COLUMNS)}
     )
 
 
@@ -120,6 +131,7 @@ amounts = st.fixed_dictionaries({"id": keys}, optional={"count": numbers, "total
 
 
 def mutation(op: Op, values: st.SearchStrategy[Row]) -> st.SearchStrategy[Mutation]:
+    """Mutations of one kind."""
     return values.map(lambda chosen: (op, "t", str(chosen["id"]), chosen))
 
 
@@ -137,6 +149,7 @@ entries = st.lists(st.lists(mutations, min_size=1, max_size=3), max_size=14)
 
 
 def copied(members: Sequence[Mutation]) -> list[Mutation]:
+    """Mutations whose values the callee may keep."""
     return [(op, name, key, dict(values)) for op, name, key, values in members]
 
 
@@ -161,7 +174,7 @@ def acceptable(database: Database, log: list[list[Mutation]], *, begins: bool) -
 @example(log=[[(Op.PUT, "t", "1", {"id": 1})], [(Op.INCREMENT, "t", "1", {"id": 1, "count": 1})]], before=[])
 @settings(max_examples=400, deadline=None)
 def test_coalescing_equals_naive_apply(begins: bool, log: list[list[Mutation]], before: list[Row]) -> None:  # noqa: FBT001
-    """Whatever the mutations, groups and refusals, the rows come out the same, in as many batches as refusals ask for."""
+    """Whatever the mutations, groups and refusals, the rows come out as one by one."""
     naive, coalesced = Database(), Database()
     for row in before:
         naive.upsert(row)

@@ -13,6 +13,7 @@ LIMIT = 100
 
 
 def limited(value: int | None, delta: int) -> int:
+    """Add as a column with a range does."""
     total = (value or 0) + delta
     if not -LIMIT <= total <= LIMIT:
         raise ValidationError("out of range")
@@ -20,15 +21,18 @@ def limited(value: int | None, delta: int) -> int:
 
 
 def begins(key: dict[str, Any], given: set[str]) -> dict[str, Any] | None:
+    """Begin a row of NULLs."""
     return {**key, "name": None, "count": None}
 
 
 def begins_not(key: dict[str, Any], given: set[str]) -> dict[str, Any] | None:
+    """Begin no row, as for a table with a NOT NULL column without default."""
     return None
 
 
 @pytest.fixture
 def table() -> TableChanges:
+    """Empty changes of a table."""
     changes = TableChanges(
         ("id",),
         {"count": limited},
@@ -41,10 +45,12 @@ def table() -> TableChanges:
 
 
 def row(name: str | None = "a", count: int | None = 1) -> dict[str, Any]:
+    """A whole row."""
     return {"id": 1, "name": name, "count": count}
 
 
 def merge(table: TableChanges, *mutations: tuple[Op, dict[str, Any]]) -> None:
+    """Merge mutations of one key."""
     for number, (op, values) in enumerate(mutations):
         assert table.accepts(op, "1", values)
         table.merge(op, "1", dict(values), b"1-%d" % number)
@@ -52,7 +58,12 @@ def merge(table: TableChanges, *mutations: tuple[Op, dict[str, Any]]) -> None:
 
 def held(table: TableChanges) -> dict[str, Any]:
     """What the table holds, by the names of its kinds."""
-    kinds = {"inserts": table.inserts, "puts": table.puts, "updates": table.updates, "deletes": table.deletes}
+    kinds: dict[str, dict[str, Any]] = {
+        "inserts": table.inserts,
+        "puts": table.puts,
+        "updates": table.updates,
+        "deletes": table.deletes,
+    }
     return {name: kept["1"] for name, kept in kinds.items() if kept}
 
 
@@ -222,6 +233,7 @@ def test_an_increment_of_text_is_poison(table: TableChanges) -> None:
 
 
 def changes_of(table: TableChanges) -> Changes:
+    """A batch of one table."""
     return Changes({"t": lambda: table})
 
 

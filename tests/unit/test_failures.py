@@ -22,6 +22,7 @@ SECRET = "ada@example.org"
 
 
 def postgresql_error(sqlstate: str) -> psycopg.Error:
+    """An error of psycopg's class for the code."""
     try:
         kind = psycopg.errors.lookup(sqlstate)
     except KeyError:
@@ -32,12 +33,14 @@ def postgresql_error(sqlstate: str) -> psycopg.Error:
 
 
 def sqlite_error(code: int, kind: type[sqlite3.Error] = sqlite3.OperationalError) -> sqlite3.Error:
+    """An error with an extended code."""
     error = kind("message")
     error.sqlite_errorcode = code
     return error
 
 
 def wrapped(error: Exception, *, invalidated: bool = False) -> sa.exc.DBAPIError:
+    """The driver's error as SQLAlchemy raises it."""
     return sa.exc.DBAPIError(
         "INSERT", {"email": SECRET}, error, hide_parameters=True, connection_invalidated=invalidated
     )
@@ -186,6 +189,8 @@ def test_descriptions_are_short() -> None:
 
 
 def with_diagnostics(sqlstate: str, **fields: str) -> psycopg.Error:
+    """An error of psycopg as the server fills it."""
+
     class Diagnostics:
         def __getattr__(self, name: str) -> Any:
             return fields.get(name)

@@ -1,0 +1,72 @@
+"""When to kill: a plan that a seed decides, and how fast to write while a kill is due.
+
+Pure. A kill is due once so many flights are written; it happens at the next moment at which the victim holds
+entries that were delivered to it and not acknowledged. Until then writing slows down, so that even a short replay
+does not run out of flights before a flusher that was just restarted is at work again.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["KILLS", "KILLS_REQUIRED", "TICK_SECONDS", "Kill", "Plan"]
+
+KILLS = 4
+KILLS_REQUIRED = 3
+FIRST_SHARE, LAST_SHARE = 0.04, 0.84
+"""Between these shares of the replay the kills are due."""
+PATIENCE_SECONDS = 20.0
+TICK_SECONDS = 0.05
+CHUNKS_MIN = 50
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kill:
+    """A SIGKILL that hit.
+
+    Attributes:
+        seconds: when, since the first write.
+        pid: whom.
+        entries_in_flight: delivered to it and not acknowledged when it was dead.
+    """
+
+    seconds: float
+    pid: int
+    entries_in_flight: int
+
+
+class Plan:
+    """A replay's plan.
+
+    Args:
+        flights: how many will be written.
+        seed: decides after which flights kills are due.
+        chunk_max: flights of one batch at full speed.
+    """
+
+    def __init__(self, flights: int, seed: int, chunk_max: int) -> None:
+        chance = random.Random(seed)
+        width = (LAST_SHARE - FIRST_SHARE) / KILLS
+        self._flights = flights
+        self._chunk = max(1, min(chunk_max, flights // CHUNKS_MIN))
+        # In the first part of its slice of the year: the rest is room to find the moment.
+        self.due: Sequence[int] = [
+            int(flights * (FIRST_SHARE + width * (number + 0.6 * chance.random()))) for number in range(KILLS)
+        ]
+
+    def is_due(self, written: int, kills: int) -> bool:
+        """Tell whether another kill is due.
+
+        Args:
+            written: flights so far.
+            kills: how many hit so far.
+        """
+        return kills < KILLS and written >= self.due[kills]
+
+    def chunk(self, written: int, kills: int) -> int:
+        """Return how many flights to write next; while a kill is due, followed by a pause of ``TICK_SECONDS``."""
+        if not self.is_due(written, kills):
+            return self._chunk
+        # The flights that are left are shared among the kills that are left, and last so long for each.
+        room = (self._flights - written) / (KILLS - kills)
+        return max(1, min(self._chunk, int(room * TICK_SECONDS / PATIENCE_SECONDS)))

@@ -1,0 +1,186 @@
+"""The replay: write the flights, kill a flusher now and then, wait for the backlog, compare.
+
+One thread does it all: what looks for a moment to kill is called between two batches.
+"""
+
+import time
+from itertools import islice
+
+import redis
+import sqlalchemy as sa
+
+from writebehind.engine import WriteBehind
+from writebehind.engine.errors import WriteBehindError
+from writebehind.examples.flights.app import environment
+from writebehind.examples.flights.comparison import Findings, compare
+from writebehind.examples.flights.display import Display
+from writebehind.examples.flights.fleet import Fleet, Pending
+from writebehind.examples.flights.ground import Ground, masked
+from writebehind.examples.flights.kills import TICK_SECONDS, Kill, Plan
+from writebehind.examples.flights.report import Report
+from writebehind.examples.flights.source import scheduled_flights
+from writebehind.examples.flights.traffic import open_airports, record
+from writebehind.examples.flights.truth import truth
+from writebehind.flushers.inspection import Status, status
+
+__all__ = ["replay"]
+
+FLUSHERS = 2
+VICTIM = 0
+CHUNK_FLIGHTS = 1_000
+LOOK_SECONDS = 0.002
+STATUS_SECONDS = 0.5
+READY_SECONDS_MAX = 60.0
+STALL_SECONDS_MAX = 60.0
+
+
+def replay(ground: Ground, flights: int, seed: int, display: Display) -> Report:
+    """Replay the first so many flights of the year.
+
+    Args:
+        ground: where.
+        flights: how many.
+        seed: decides when to kill.
+        display: shows progress.
+
+    Repeat: needs another ground. Crash: the flushers end by themselves.
+
+    Raises:
+        WriteBehindError: a flusher does not work, or a server cannot be reached.
+    """
+    where = environment(ground.redis, ground.database, ground.namespace)
+    with redis.Redis.from_url(ground.redis) as client:
+        with Fleet(FLUSHERS, where, ground.directory) as fleet:
+            display.say(f"flights {flights:,}, seed {seed}, {masked(ground.redis)}, {masked(ground.database)}")
+            run = _Run(ground.app, fleet, Pending(client, ground.app.keys), display)
+            run.await_flushers()
+            run.write(flights, Plan(flights, seed, CHUNK_FLIGHTS))
+            last = run.drain(flights)
+        row_operations = sum(int(client.hget(meta, "flushed:rows") or 0) for meta in ground.app.keys.metas)
+    display.say("comparing SQL with the file")
+    return Report(
+        redis=masked(ground.redis),
+        database=masked(ground.database),
+        flights=flights,
+        seed=seed,
+        mutations=run.mutations,
+        writing_seconds=run.written_at - run.began_at,
+        held_back_seconds=run.held_back_seconds,
+        drained_seconds=run.drained_at - run.written_at,
+        row_operations=row_operations,
+        kills=run.kills,
+        missed=run.missed,
+        findings=_compare(ground.app, flights),
+        troubles=_troubles(last, fleet),
+    )
+
+
+class _Run:
+    """What happens while the flushers are at work."""
+
+    def __init__(self, app: WriteBehind, fleet: Fleet, pending: Pending, display: Display) -> None:
+        self._app = app
+        self._fleet = fleet
+        self._pending = pending
+        self._display = display
+        self._looked_at = float("-inf")
+        self.mutations = 0
+        self.kills: list[Kill] = []
+        self.missed = 0
+        self.began_at = self.written_at = self.drained_at = 0.0
+        self.held_back_seconds = 0.0
+
+    def await_flushers(self) -> None:
+        """Wait until every flusher is alive and every partition is held."""
+        deadline = time.monotonic() + READY_SECONDS_MAX
+        while True:
+            found = status(self._app)
+            if found.flushers == FLUSHERS and all(each.holder for each in found.partitions):
+                return
+            self._fleet.check()
+            if time.monotonic() > deadline:
+                raise WriteBehindError("the flushers are not ready", f"their logs say:\n{self._logs()}")
+            time.sleep(TICK_SECONDS)
+
+    def write(self, flights: int, plan: Plan) -> None:
+        """Write the flights, killing and restarting the victim according to plan."""
+        source = scheduled_flights(flights)
+        written = 0
+        self.began_at = time.monotonic()
+        with self._app.batch() as batch:
+            open_airports(batch)
+            self.mutations += len(batch)
+        while written < flights:
+            due = plan.is_due(written, len(self.kills))
+            with self._app.batch() as batch:
+                for flight in islice(source, plan.chunk(written, len(self.kills))):
+                    record(batch, flight)
+                    written += 1
+                self.mutations += len(batch)
+            if due:
+                self._hunt()
+            self._look(written)
+        self.written_at = time.monotonic()
+
+    def drain(self, flights: int) -> Status:
+        """Wait until SQL has everything, or until nothing happens any more; return the last look."""
+        found = status(self._app)
+        least, moved_at = found.backlog, time.monotonic()
+        while found.backlog and time.monotonic() - moved_at < STALL_SECONDS_MAX:
+            self._display.update(flights, found.backlog)
+            self._fleet.check()
+            time.sleep(TICK_SECONDS)
+            found = status(self._app)
+            if found.backlog < least:
+                least, moved_at = found.backlog, time.monotonic()
+        self.drained_at = time.monotonic()
+        return found
+
+    def _hunt(self) -> None:
+        """Kill the victim as soon as it has entries in flight; give up after a tick."""
+        began = time.monotonic()
+        pid = self._fleet.pid(VICTIM)
+        while not self._pending.entries(pid):
+            if time.monotonic() - began >= TICK_SECONDS:
+                self.held_back_seconds += time.monotonic() - began
+                return
+            time.sleep(LOOK_SECONDS)
+        self._fleet.kill(VICTIM)
+        killed_at = time.monotonic() - self.began_at
+        in_flight = self._pending.entries_of_dead(pid)
+        self._fleet.start(VICTIM)
+        if in_flight:
+            self.kills.append(Kill(seconds=round(killed_at, 3), pid=pid, entries_in_flight=in_flight))
+            self._display.say(f"SIGKILL {len(self.kills)}: flusher {pid} died with {in_flight:,} entries in flight")
+        else:
+            self.missed += 1
+
+    def _look(self, written: int) -> None:
+        now = time.monotonic()
+        if now - self._looked_at >= STATUS_SECONDS:
+            self._looked_at = now
+            self._fleet.check()
+            self._display.update(written, status(self._app).backlog)
+
+    def _logs(self) -> str:
+        return "\n".join(self._fleet.log_tail(number) for number in range(FLUSHERS))
+
+
+def _compare(app: WriteBehind, flights: int) -> list[Findings]:
+    try:
+        with app.database.connect() as connection:
+            return compare(connection, truth(flights))
+    except sa.exc.SQLAlchemyError as error:
+        raise WriteBehindError(f"SQL cannot be compared: {type(error).__name__}", "check the database") from error
+
+
+def _troubles(last: Status, fleet: Fleet) -> list[str]:
+    troubles = [f"partition {each.partition} is halted: {each.halted}" for each in last.halted]
+    if last.backlog:
+        troubles.append(f"{last.backlog} entries were not flushed")
+    if last.lost_entries:
+        troubles.append(f"{last.lost_entries} entries were lost from the log")
+    missing = sum(each.missing_rows for each in last.partitions)
+    if missing:
+        troubles.append(f"{missing} patches found no row")
+    return troubles + [f"a flusher ended with {code} when asked to stop" for code in fleet.ends if code]

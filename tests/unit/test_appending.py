@@ -1,0 +1,95 @@
+"""The write protocol decides without any server."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from writebehind.engine.core.appending import Effect, Lost, OpenEpoch, Pause, Refused, Reply, Run, Unsent, append
+from writebehind.engine.errors import (
+    ConfigurationError,
+    RedisUnavailable,
+    ValidationError,
+    WriteBehindError,
+    WriteOutcomeUnknown,
+)
+
+LOST = Lost(ConnectionError("reset"))
+UNSENT = Unsent(ConnectionError("refused"))
+
+
+def play(replies: Sequence[Reply]) -> tuple[list[Effect], bytes | WriteBehindError]:
+    """Feed replies to the protocol; return its effects and how it ended."""
+    protocol = append()
+    effects = [next(protocol)]
+    try:
+        for reply in replies:
+            effects += [protocol.send(reply)]
+    except StopIteration as stop:
+        return effects, stop.value
+    except WriteBehindError as error:
+        return effects, error
+    raise AssertionError(f"goes on with {effects[-1]}")
+
+
+def test_accepted_at_once() -> None:
+    """The common path is one effect."""
+    assert play([b"7-0"]) == ([Run(retry=False)], b"7-0")
+
+
+def test_another_primary_opens_an_epoch() -> None:
+    """A refusal for another timeline opens an epoch and tries again without a pause, and not as a retry."""
+    effects, end = play([Refused("TIMELINE", ""), None, b"8-0"])
+    assert effects == [Run(retry=False), OpenEpoch(), Run(retry=False)]
+    assert end == b"8-0"
+
+
+def test_a_primary_that_keeps_changing_is_paused_for() -> None:
+    """Only the first new epoch comes without a pause."""
+    effects, end = play([Refused("TIMELINE", ""), None, Refused("TIMELINE", ""), None, True, b"9-0"])
+    assert Pause(2) in effects
+    assert end == b"9-0"
+
+
+def test_a_lost_reply_is_retried_as_a_retry() -> None:
+    """Every attempt after a lost reply is a retry, also across refusals and new epochs."""
+    effects, end = play(
+        [LOST, True, Refused("LOADING", ""), True, Refused("TIMELINE", ""), None, True, UNSENT, True, b"7-3"]
+    )
+    runs = [effect for effect in effects if isinstance(effect, Run)]
+    assert runs == [Run(retry=False)] + [Run(retry=True)] * (len(runs) - 1)
+    assert end == b"7-3"
+
+
+@pytest.mark.parametrize("reply", [Refused("OOM", ""), Refused("READONLY", ""), UNSENT])
+def test_nothing_written_is_said_only_when_certain(reply: Reply) -> None:
+    """Out of time without a lost reply is RedisUnavailable; with one it is WriteOutcomeUnknown."""
+    assert isinstance(play([reply, False])[1], RedisUnavailable)
+    assert isinstance(play([LOST, True, reply, False])[1], WriteOutcomeUnknown)
+    assert isinstance(play([LOST, False])[1], WriteOutcomeUnknown)
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("RANGE", ValidationError),
+        ("WRONGTYPE", ConfigurationError),
+        ("NOPERM", ConfigurationError),
+        ("UNSEARCHED", WriteOutcomeUnknown),
+        ("SOMETHING", ConfigurationError),
+    ],
+)
+def test_final_refusals(code: str, error: type[WriteBehindError]) -> None:
+    """What no further try overcomes raises its own error at once."""
+    effects, end = play([Refused(code, "text")])
+    assert isinstance(end, error)
+    assert effects == [Run(retry=False)]
+
+
+def test_a_refusal_to_look_leaves_the_outcome_unknown() -> None:
+    """A server that no longer lets the client look for its entry leaves the outcome unknown."""
+    assert isinstance(play([LOST, True, Refused("NOPERM", "")])[1], WriteOutcomeUnknown)
+
+
+def test_a_range_error_after_the_fence_is_certain() -> None:
+    """A retry that fenced the first attempt off and was refused has written nothing."""
+    assert isinstance(play([LOST, True, Refused("RANGE", "n")])[1], ValidationError)

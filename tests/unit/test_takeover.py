@@ -1,0 +1,82 @@
+"""The takeover protocol decides without any server."""
+
+from collections.abc import Mapping, Sequence
+
+from writebehind.engine.adapters.log import LogState
+from writebehind.engine.core.positions import ORIGIN, EntryID
+from writebehind.recovery.takeover import Claim, Confirmed, Effect, Inspect, MakeGroup, Reply, Start, takeover
+
+
+def at(text: str) -> EntryID:
+    """Read a position."""
+    return EntryID.parse(text)
+
+
+def play(
+    offset: EntryID,
+    state: LogState,
+    pending: tuple[Sequence[bytes], Sequence[bytes]],
+    earlier: Mapping[int, EntryID] | None = None,
+) -> tuple[list[Effect], Start]:
+    """Answer the protocol's effects; return them and where to start."""
+    protocol = takeover(offset, earlier or {})
+    effects = [next(protocol)]
+    while True:
+        reply: Reply = None
+        if isinstance(effects[-1], Inspect):
+            reply = state
+        elif isinstance(effects[-1], Claim):
+            reply = (list(pending[0]), list(pending[1]))
+        try:
+            effects.append(protocol.send(reply))
+        except StopIteration as stop:
+            start: Start = stop.value
+            return effects, start
+
+
+def state(end: str | None, delivered: str | None) -> LogState:
+    """Make a log of one epoch."""
+    return LogState(
+        end=at(end) if end else None,
+        delivered=at(delivered) if delivered else None,
+        watermark=None,
+        lineage={5: None},
+    )
+
+
+def test_what_was_delivered_and_not_applied_is_replayed() -> None:
+    """Only what SQL has is acknowledged; the rest up to the last delivery is read again."""
+    effects, start = play(at("5-3"), state("5-9", "5-7"), ([b"5-2", b"5-3", b"5-4", b"5-7"], []))
+    assert effects == [Inspect(), Claim(), Confirmed([b"5-2", b"5-3"], at("5-3"))]
+    assert (start.position, start.replay_until, start.claimed) == (at("5-3"), at("5-7"), 4)
+
+
+def test_nothing_to_replay() -> None:
+    """A group that stands at the offset, or behind it, is served at once."""
+    assert play(at("5-7"), state("5-9", "5-7"), ([], []))[1].replay_until is None
+    assert play(at("5-7"), state("5-9", "5-2"), ([], []))[1].replay_until is None
+
+
+def test_a_missing_group_is_made_at_the_offset() -> None:
+    """Never at 0 and never at the end: at what SQL has applied."""
+    effects, start = play(at("5-3"), state("5-9", None), ([], []))
+    assert MakeGroup(at("5-3")) in effects
+    assert start.group_made
+
+
+def test_the_first_group_is_no_alarm() -> None:
+    """A log that nobody ever served has no group to miss."""
+    assert not play(ORIGIN, state(None, None), ([], []))[1].group_made
+    assert not play(ORIGIN, state("5-9", None), ([], []))[1].group_made
+
+
+def test_pending_entries_that_are_gone_are_lost_only_above_the_offset() -> None:
+    """What SQL has may have been trimmed; what it has not must not."""
+    start = play(at("5-3"), state("5-9", "5-7"), ([], [b"5-1", b"5-5"]))[1]
+    assert start.gone == [b"5-5"]
+
+
+def test_another_history_is_read_from_where_it_parted() -> None:
+    """An offset that this log never had gives way to the last common one."""
+    start = play(at("9-7"), state("5-9", "5-4"), ([], []), {9: at("5-6")})[1]
+    assert start.position == at("5-6")
