@@ -22,8 +22,16 @@ from sqlalchemy.dialects import postgresql
 __all__ = ["CopyLoop", "ExecutemanyLoop", "Loop", "RowLoop"]
 
 GROUP = "bare"
-COLUMNS = "id, owner, email, balance, score, updated_at"
-TYPES = ("int8", "text", "text", "int8", "float8", "timestamptz")
+COLUMNS = {
+    "id": "int8",
+    "owner": "text",
+    "email": "text",
+    "balance": "int8",
+    "score": "float8",
+    "updated_at": "timestamptz",
+}
+NAMES = ", ".join(COLUMNS)
+UPSERT = "ON CONFLICT (id) DO UPDATE SET " + ", ".join(f"{name} = EXCLUDED.{name}" for name in COLUMNS if name != "id")
 
 
 class Account(Struct, gc=False):
@@ -55,7 +63,7 @@ class Loop(ABC):
         self, redis_url: str, database_url: str, logs: Sequence[str], table: sa.Table, batch_entries: int
     ) -> None:
         self._client = redis.Redis.from_url(redis_url, protocol=2)
-        self._reader = self._client.connection_pool.get_connection()
+        self._reader: Any = self._client.connection_pool.get_connection()
         self._engine = sa.create_engine(database_url)
         self._logs = list(logs)
         self._share = max(1, batch_entries // len(self._logs))
@@ -94,15 +102,17 @@ class Loop(ABC):
             connection.exec_driver_sql(f"DROP TABLE IF EXISTS {self.offsets}")
         self._engine.dispose()
 
-    def _read(self) -> tuple[list[Account], dict[str, list[bytes]]]:
+    def _entries(self) -> Any:
         # hiredis parses; redis-py's own conversion of the reply would cost more than all the rest.
         self._reader.send_command(
             "XREADGROUP", "GROUP", GROUP, "one", "COUNT", self._share, "STREAMS", *self._logs, *">" * len(self._logs)
         )
-        reply = self._reader.read_response(disable_decoding=True) or ()
+        return self._reader.read_response(disable_decoding=True) or ()
+
+    def _read(self) -> tuple[list[Account], dict[str, list[bytes]]]:
         rows: dict[int, Account] = {}
         ids: dict[str, list[bytes]] = {}
-        for log, found in reply:
+        for log, found in self._entries():
             ids[log.decode()] = [entry[0] for entry in found]
             for entry in found:
                 account = _decode(entry[1][3])[4]
@@ -115,10 +125,9 @@ class Loop(ABC):
 
     def move(self, cursor: psycopg.Cursor[Any], offsets: dict[str, str]) -> None:
         """Move the offsets, all in one statement."""
+        moved = "FROM unnest(%s::text[], %s::text[]) AS n(log, entry) WHERE o.log = n.log"
         cursor.execute(
-            f"UPDATE {self.offsets} AS o SET entry = n.entry FROM unnest(%s::text[], %s::text[]) AS n(log, entry) "
-            "WHERE o.log = n.log",
-            [list(offsets), list(offsets.values())],
+            f"UPDATE {self.offsets} AS o SET entry = n.entry {moved}", [list(offsets), list(offsets.values())]
         )
 
 
@@ -128,21 +137,17 @@ class CopyLoop(Loop):
     def write(self, connection: sa.Connection, rows: list[Account], offsets: dict[str, str]) -> None:
         """Commit a batch."""
         driver: Any = connection.connection.driver_connection
-        names = COLUMNS.split(", ")
-        sets = ", ".join(f"{name} = EXCLUDED.{name}" for name in names[1:])
+        table = self.table.name
         with driver.cursor() as cursor:
             cursor.execute(
-                f"CREATE TEMPORARY TABLE IF NOT EXISTS staged ON COMMIT DELETE ROWS AS SELECT {COLUMNS} "
-                f"FROM {self.table.name} WITH NO DATA"
+                "CREATE TEMPORARY TABLE IF NOT EXISTS staged ON COMMIT DELETE ROWS "
+                f"AS SELECT {NAMES} FROM {table} WITH NO DATA"
             )
-            with cursor.copy(f"COPY staged ({COLUMNS}) FROM STDIN (FORMAT BINARY)") as copy:
-                copy.set_types(TYPES)
+            with cursor.copy(f"COPY staged ({NAMES}) FROM STDIN (FORMAT BINARY)") as copy:
+                copy.set_types(list(COLUMNS.values()))
                 for row in rows:
                     copy.write_row(astuple(row))
-            cursor.execute(
-                f"INSERT INTO {self.table.name} ({COLUMNS}) SELECT {COLUMNS} FROM staged ORDER BY id "
-                f"ON CONFLICT (id) DO UPDATE SET {sets}"
-            )
+            cursor.execute(f"INSERT INTO {table} ({NAMES}) SELECT {NAMES} FROM staged ORDER BY id {UPSERT}")  # noqa: S608 - our own names
             self.move(cursor, offsets)
         driver.commit()
 
@@ -166,23 +171,17 @@ class RowLoop(Loop):
     """No batches: each entry is upserted, committed and acknowledged by itself; it has no offset to move."""
 
     def drain(self, entries: int) -> None:
-        """Flush so many entries."""
-        names = COLUMNS.split(", ")
-        sets = ", ".join(f"{name} = EXCLUDED.{name}" for name in names[1:])
-        upsert = (
-            f"INSERT INTO {self.table.name} ({COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s) "
-            f"ON CONFLICT (id) DO UPDATE SET {sets}"
-        )
+        """Flush so many entries at least."""
+        places = ", ".join(["%s"] * len(COLUMNS))
+        upsert = f"INSERT INTO {self.table.name} ({NAMES}) VALUES ({places}) {UPSERT}"  # noqa: S608 - our own names
         done = 0
         with self._engine.connect() as connection:
             driver: Any = connection.connection.driver_connection
             with driver.cursor() as cursor:
                 while done < entries:
-                    for log, found in self._client.xreadgroup(
-                        GROUP, "one", dict.fromkeys(self._logs, ">"), count=self._share
-                    ):
+                    for log, found in self._entries():
                         for entry, fields in found:
-                            cursor.execute(upsert, astuple(_decode(fields[b"p"])[4]))
+                            cursor.execute(upsert, astuple(_decode(fields[3])[4]))
                             driver.commit()
                             self._client.xack(log, GROUP, entry)
                         done += len(found)

@@ -45,10 +45,13 @@ def keys_of(distribution: str, entries: int, seed: int) -> Iterator[int]:
     """Yield one key for each entry, of as many keys as there are entries.
 
     Args:
-        distribution: ``uniform``, or ``zipf``: the n-th most frequent key has a share in proportion to 1 / n^1.1.
+        distribution: ``sequential``: each key once; ``uniform``; or ``zipf``: the n-th most frequent key has a share
+            in proportion to 1 / n^1.1.
         entries: how many.
         seed: the same one yields the same keys.
     """
+    if distribution == "sequential":
+        return iter(range(entries))
     rng = random.Random(seed)
     if distribution == "uniform":
         return (rng.randrange(entries) for _ in range(entries))

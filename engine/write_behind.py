@@ -71,6 +71,7 @@ class WriteBehind:
         self.durability = Durability(durability)
         self.redis_target = redis
         self.database = _engine_of(database)
+        self._owns_database = not isinstance(database, sa.Engine)
         self.keys = Keys(namespace, partitions)
         self.tables: dict[str, DeclaredTable] = {}
         self._declared: dict[Any, DeclaredTable] = {}
@@ -127,7 +128,8 @@ class WriteBehind:
         self._closed = True
         self._started = False
         self.links.close()
-        self.database.dispose()
+        if self._owns_database:
+            self.database.dispose()
 
     def __enter__(self) -> Self:
         return self.start()

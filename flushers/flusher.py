@@ -27,7 +27,7 @@ import tenacity
 from writebehind.engine import WriteBehind
 from writebehind.engine.adapters.links import Links
 from writebehind.engine.adapters.log import Log
-from writebehind.engine.errors import LeaseLost, RedisUnavailable, TransientError
+from writebehind.engine.errors import ConfigurationError, LeaseLost, RedisUnavailable, TransientError
 from writebehind.flushers.batch import Batch
 from writebehind.flushers.config import FlusherSettings
 from writebehind.flushers.cursor import Cursor
@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 PASSING = frozenset({Failure.TRANSIENT, Failure.UNKNOWN})
 FOREIGN_KEY_RETRY_SECONDS = 0.5
 IDLE_BLOCK_MS = 200
+IDLE_SECONDS = 0.1
+REDIS_PAUSE_SECONDS = 0.2
 
 
 @dataclass(slots=True)
@@ -105,6 +107,7 @@ class Flusher:
             self._log, app.keys, app.settings.record_ttl_seconds, self.settings.retention_seconds
         )
         self._committing = False
+        self._redis_lost = False
         self._tended_at = float("-inf")
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(self._passes),
@@ -144,10 +147,9 @@ class Flusher:
             self._end()
 
     def _read(self) -> Batch | None:
-        now = time.monotonic()
-        cursors = [cursor for cursor in self.cursors.values() if cursor.halted is None or cursor.retry_at <= now]
+        cursors = [cursor for cursor in self.cursors.values() if cursor.halted is None and not cursor.stale]
         if not cursors:
-            self.stopping.wait(min(self.settings.linger_seconds or 0.01, 0.1))
+            self.stopping.wait(IDLE_SECONDS)
             return None
         settings = self.settings
         batch = self._intake.read(cursors, settings.batch_entries_max, IDLE_BLOCK_MS)
@@ -162,11 +164,9 @@ class Flusher:
             return upcoming.result()
         except EntryFailed as failed:
             self._rewind()
-            self._isolate(self.cursors[failed.partition], failed.readable)
+            self._isolate(self.cursors[failed.partition], failed.readable + 1)
         except RedisUnavailable as error:
-            logger.warning("reading the log: %s", error)
-            self._stale_all()
-            self.stopping.wait(self.settings.linger_seconds + 0.1)
+            self._lose_redis(error)
         return None
 
     def _commit(self, batch: Batch, upcoming: "Future[Batch | None] | None") -> "Future[Batch | None] | None":
@@ -193,10 +193,15 @@ class Flusher:
         for cursor in self.cursors.values():
             cursor.rewind()
 
-    def _stale_all(self) -> None:
+    def _lose_redis(self, error: RedisUnavailable) -> None:
+        """Take everything over anew when Redis is back: its history may be another one then."""
+        if not self._redis_lost:
+            logger.warning("Redis: %s; trying again until it answers", error)
+            self._redis_lost = True
         self._rewind()
         for cursor in self.cursors.values():
             cursor.stale = True
+        self.stopping.wait(REDIS_PAUSE_SECONDS)
 
     # One batch
 
@@ -256,8 +261,7 @@ class Flusher:
             cursor.milestones.append((now, segment.end))
             if cursor.halted is not None:
                 logger.warning("partition %d flushes again", cursor.number)
-                cursor.halted = None
-                self._leases.note_halt(cursor.number, cursor.token, None)
+                self._note_halt(cursor, None)
         self.tally.entries += batch.changes.entries
         self.tally.rows += len(batch.changes)
         self.tally.batches += 1
@@ -266,9 +270,12 @@ class Flusher:
     # Trouble
 
     def _isolate(self, cursor: Cursor, entries: int) -> None:
-        """Flush one partition alone in ever smaller batches until the entry to blame is found; then halt it."""
+        """Flush one partition's next entries alone, in ever smaller batches, and halt at the one to blame.
+
+        Where they all pass now, nothing was to blame: what failed was their combination with others.
+        """
         limit = max(1, entries // 2)
-        while not self.stopping.is_set() and cursor.number in self.cursors:
+        while entries > 0 and not self.stopping.is_set() and cursor.number in self.cursors:
             self._collect_settled(everything=True)
             if cursor.stale and not self._take_over(cursor):
                 return
@@ -282,14 +289,14 @@ class Flusher:
                 limit = failed.readable
                 continue
             except RedisUnavailable as unavailable:
-                logger.warning("isolating partition %d: %s", cursor.number, unavailable)
-                self._stale_all()
+                self._lose_redis(unavailable)
                 return
             if batch is None:
                 return
             segment = batch.segments[0]
             error = self._try(batch)
             if error is None:
+                entries -= len(segment.ids)
                 continue
             self._rewind()
             self._drop_lost(batch, error)
@@ -324,8 +331,14 @@ class Flusher:
             logger.error(
                 "partition %d HALTED at %s; nothing is lost, it is tried again every %g s", cursor.number, reason, pause
             )
-            cursor.halted = reason
+            self._note_halt(cursor, reason)
+
+    def _note_halt(self, cursor: Cursor, reason: str | None) -> None:
+        cursor.halted = reason
+        try:
             self._leases.note_halt(cursor.number, cursor.token, reason)
+        except sa.exc.SQLAlchemyError as error:
+            logger.warning("partition %d: status cannot show the halt: %s", cursor.number, describe(error))
 
     def _passes(self, error: BaseException) -> bool:
         if isinstance(error, LeaseLost):
@@ -342,8 +355,11 @@ class Flusher:
     # Leases
 
     def _tend_is_due(self) -> bool:
+        now = time.monotonic()
         interval = min(1.0, self.settings.lease_ttl_seconds / 4)
-        return time.monotonic() - self._tended_at >= interval or any(cursor.stale for cursor in self.cursors.values())
+        return now - self._tended_at >= interval or any(
+            cursor.stale or (cursor.halted is not None and cursor.retry_at <= now) for cursor in self.cursors.values()
+        )
 
     def _tend(self) -> None:
         if not self._tend_is_due():
@@ -351,6 +367,11 @@ class Flusher:
         try:
             members = self._leases.tend(member=self._member)
             total = self._app.keys.partitions
+            if self._tended_at == float("-inf") and self._leases.registered() != total:
+                raise ConfigurationError(
+                    f"namespace {self._app.keys.namespace} is not registered in SQL with {total} partitions",
+                    "run 'writebehind init'",
+                )
             share = self._leases.share(members, total) if self._member else total
             self._release_surplus(share)
             for lease in self._leases.take(share - len(self.cursors), avoid=self.cursors.keys()):
@@ -358,12 +379,17 @@ class Flusher:
             self._tended_at = time.monotonic()
         except sa.exc.SQLAlchemyError as error:
             if classify(error, committing=False) not in PASSING:
-                raise
+                raise ConfigurationError(
+                    f"the control tables cannot be used: {describe(error)}", "run 'writebehind init', check permissions"
+                ) from error
             logger.warning("leases: %s", describe(error))
-            self.stopping.wait(0.2)
+            self.stopping.wait(REDIS_PAUSE_SECONDS)
         for cursor in list(self.cursors.values()):
-            if cursor.stale:
-                self._take_over(cursor)
+            if cursor.stale and not self._take_over(cursor):
+                break
+        for cursor in list(self.cursors.values()):
+            if cursor.halted is not None and time.monotonic() >= cursor.retry_at:
+                self._isolate(cursor, 1)
 
     def _cursor(self, lease: Lease) -> Cursor:
         if lease.previous is not None:
@@ -379,8 +405,11 @@ class Flusher:
         try:
             start = reclaim(self._log, cursor.number, cursor.committed, cursor.earlier)
         except RedisUnavailable as error:
-            logger.warning("partition %d cannot be taken over: %s", cursor.number, error)
+            self._lose_redis(error)
             return False
+        if self._redis_lost:
+            logger.warning("Redis answers again")
+            self._redis_lost = False
         cursor.begin(start.position, start.replay_until)
         self.tally.takeovers += 1
         self.tally.claimed += start.claimed

@@ -95,6 +95,12 @@ class Leases:
                 ).scalar_one()
             )
 
+    def registered(self) -> int:
+        """Return how many partitions of the namespace exist in SQL."""
+        with self._engine.connect() as connection:
+            query = sa.select(sa.func.count()).where(partitions.c.namespace == self._namespace)
+            return int(connection.execute(query).scalar_one())
+
     def share(self, members: int, total: int) -> int:
         """Return how many partitions one of several flushers should hold."""
         return math.ceil(total / max(1, members))

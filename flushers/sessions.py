@@ -45,7 +45,7 @@ def _postgresql(lease_ttl_seconds: float) -> list[str]:
 def _mysql(lease_ttl_seconds: float) -> list[str]:
     return [
         f"SET SESSION innodb_lock_wait_timeout = {max(1, int(lease_ttl_seconds * 2))}",
-        "SET SESSION transaction_isolation = 'READ-COMMITTED'",
+        "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",  # the variable's name differs before MariaDB 11.1
         # MariaDB's own; MySQL takes the comment for nothing and has no such setting.
         f"/*M! SET SESSION idle_transaction_timeout = {max(1, int(lease_ttl_seconds * 0.8))} */",
     ]

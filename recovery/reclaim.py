@@ -28,6 +28,12 @@ def reclaim(log: Log, partition: int, offset: EntryID, earlier: Mapping[int, Ent
             "DATA LOSS: partition %d: %d entries that were delivered and not applied are gone from the log, %s to %s",
             partition, len(start.gone), start.gone[0].decode(), start.gone[-1].decode(),
         )  # fmt: skip
+    if start.past_missing:
+        logger.error(
+            "DATA LOSS: partition %d: the log has nothing of the history that SQL applied up to %s: it was emptied, or "
+            "this is another Redis; what stood above that is lost, and how much cannot be known",
+            partition, offset,
+        )  # fmt: skip
     if start.group_made:
         logger.warning("partition %d: the consumer group was missing; made anew at %s", partition, start.position)
     if start.claimed:

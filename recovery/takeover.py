@@ -61,6 +61,7 @@ class Start:
         claimed: how many pending entries were taken over.
         gone: pending IDs above the position that are no longer in the log: lost data.
         group_made: the group was missing.
+        past_missing: the log has nothing of the history that SQL has: it was emptied, or is another Redis.
     """
 
     position: EntryID
@@ -69,6 +70,7 @@ class Start:
     claimed: int
     gone: Sequence[bytes]
     group_made: bool
+    past_missing: bool
 
 
 Effect = Inspect | MakeGroup | Claim | Confirmed
@@ -104,6 +106,7 @@ def takeover(offset: EntryID, earlier: Mapping[int, EntryID]) -> Generator[Effec
         lineage=state.lineage,
         claimed=len(claimed),
         gone=[entry for entry in gone if not _within(EntryID.parse(entry), position)],
+        past_missing=position == ORIGIN and offset != ORIGIN,
         group_made=made and state.end is not None and position != ORIGIN,
     )
 

@@ -2,13 +2,13 @@
 
 import contextlib
 import logging
+import re
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import redis as redis_client
 import sqlalchemy as sa
@@ -85,12 +85,8 @@ def ground(redis: str | None, database: str | None, *, replace: bool, keep: bool
 
 
 def masked(url: str) -> str:
-    """Return a URL for the eyes, without its password."""
-    try:
-        password = urlsplit(url).password
-    except ValueError:
-        return "(not readable)"
-    return url.replace(f":{password}@", ":***@") if password else url
+    """Return a URL for the eyes, without its passwords; rather too little of it than too much."""
+    return re.sub(r"([?&]\w*password=)[^&]*", r"\1***", re.sub(r"(://[^:/@]*:).*@", r"\1***@", url))
 
 
 def _refuse_memory(database: str | None) -> None:

@@ -51,7 +51,8 @@ def replay(ground: Ground, flights: int, seed: int, display: Display) -> Report:
     where = environment(ground.redis, ground.database, ground.namespace)
     with redis.Redis.from_url(ground.redis) as client:
         with Fleet(FLUSHERS, where, ground.directory) as fleet:
-            display.say(f"flights {flights:,}, seed {seed}, {masked(ground.redis)}, {masked(ground.database)}")
+            display.say(f"{flights:,} flights, seed {seed}, namespace {ground.namespace}")
+            display.say(f"{masked(ground.redis)}, {masked(ground.database)}")
             run = _Run(ground.app, fleet, Pending(client, ground.app.keys), display)
             run.await_flushers()
             run.write(flights, Plan(flights, seed, CHUNK_FLIGHTS))
@@ -134,6 +135,7 @@ class _Run:
             if found.backlog < least:
                 least, moved_at = found.backlog, time.monotonic()
         self.drained_at = time.monotonic()
+        self._display.update(flights, found.backlog)
         return found
 
     def _hunt(self) -> None:

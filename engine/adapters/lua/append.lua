@@ -129,7 +129,13 @@ end
 -- The sum as text, or nil where it leaves [low, high]. NULL counts as 0.
 local function add(kind, current, delta, low, high)
   if current == '\\N' then current = '0' end
-  if kind == 'f' then return shortest(tonumber(current) + tonumber(delta)) end
+  if kind == 'f' then
+    local before = tonumber(current)
+    local sum = before + tonumber(delta)
+    -- An infinity that the increment itself makes: the database would refuse it.
+    if math.abs(sum) == math.huge and math.abs(before) ~= math.huge then return nil end
+    return shortest(sum)
+  end
   local scale = 0
   if kind ~= 'i' then
     scale = tonumber(string.sub(kind, 2)) or math.max(#fraction(current), #fraction(delta))
@@ -152,44 +158,79 @@ local function add(kind, current, delta, low, high)
   return sum
 end
 
--- The new name, value, ... of an increment; nil where the record is not whole in Redis; false, column out of range.
-local function incremented(key, from, size)
+-- What the call makes of each record, as far as its own increments have to know: the state, the ranges of ARGV that
+-- were set (the array part), columns by name (values), and whether the hash of before is gone.
+local drafts = {}
+-- The new name, value, ... of each increment, by its place in ARGV; none where the record is not whole in Redis.
+local sums = {}
+
+local function replaced(draft, state)
+  draft.state, draft.gone, draft.values = state, true, nil
+  for i = #draft, 1, -1 do draft[i] = nil end
+end
+
+-- Compute an increment; return the column that would leave its range.
+local function increment(key, from, size)
   local names = {}
   for i = from, from + size - 1, 5 do names[#names + 1] = ARGV[i] end
-  local values = redis.call('HMGET', key, ':state', unpack(names))
-  if values[1] ~= 'full' then return nil end
+  local draft = drafts[key]
+  local stored = {}
+  if not (draft and draft.gone) then stored = redis.call('HMGET', key, ':state', unpack(names)) end
+  if not draft then
+    draft = {state = stored[1]}
+    drafts[key] = draft
+  end
+  if draft.state ~= 'full' then return replaced(draft, 'marker') end
+  local values = draft.values or {}
+  for i = 1, #draft, 2 do
+    for n = draft[i], draft[i + 1], 2 do values[ARGV[n]] = ARGV[n + 1] end
+  end
+  for i = #draft, 1, -1 do draft[i] = nil end
+  draft.values = values
   local fields = {}
   for n, name in ipairs(names) do
     local i = from + 5 * (n - 1)
-    if not values[n + 1] then return nil end
-    local sum = add(ARGV[i + 1], values[n + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
-    if not sum then return false, name end
+    local current = values[name] or stored[n + 1]
+    if not current then return replaced(draft, 'marker') end
+    local sum = add(ARGV[i + 1], current, ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
+    if not sum then return name end
+    values[name] = sum
     fields[#fields + 1] = name
     fields[#fields + 1] = sum
   end
-  return fields
+  sums[from] = fields
 end
 
 -- Everything that can fail.
-local seen = {}
 local at, record = 8, 3
 for _ = 1, count do
   local operations = tonumber(ARGV[at + 1])
   at = at + 2
   for _ = 1, operations do
     local op, size = ARGV[at], tonumber(ARGV[at + 1])
+    local first, last = at + 2, at + 1 + size
+    at = last + 1
     if op ~= 'a' then
       local key = KEYS[record]
       record = record + 1
-      if op == 'i' and not seen[key] then
-        local fields, column = incremented(key, at + 2, size)
-        if fields == false then return redis.error_reply('RANGE ' .. column) end
+      if op == 'i' then
+        local column = increment(key, first, size)
+        if column then return redis.error_reply('RANGE ' .. column) end
       else
-        redis.call('HGET', key, ':state')
+        local draft = drafts[key]
+        if not draft then
+          draft = {state = redis.call('HGET', key, ':state')}
+          drafts[key] = draft
+        end
+        if op == 'd' then
+          replaced(draft, 'tombstone')
+        elseif op == 'p' or (draft.state ~= 'tombstone' and draft.state ~= 'marker') then
+          draft[#draft + 1] = first
+          draft[#draft + 1] = last
+          if op == 'p' then draft.state = 'full' elseif draft.state ~= 'full' then draft.state = 'partial' end
+        end
       end
-      seen[key] = true
     end
-    at = at + 2 + size
   end
 end
 
@@ -225,7 +266,7 @@ for entry = 1, count do
           redis.call('HSET', key, ':version', id, ':state', 'partial', unpack(ARGV, first, last))
         end
       else
-        local fields = incremented(key, first, size)
+        local fields = sums[first]
         if fields then
           redis.call('HSET', key, ':version', id, unpack(fields))
         else

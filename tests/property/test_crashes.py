@@ -1,0 +1,491 @@
+"""Whatever is written and whoever is killed when, reads and SQL say what a dict says.
+
+``HYPOTHESIS_PROFILE=long`` runs many more and longer examples.
+"""
+
+import contextlib
+import copy
+import os
+import secrets
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from unittest import mock
+
+import redis
+import sqlalchemy as sa
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+
+from writebehind.engine import EngineSettings, ReadTimeout, WriteBehind
+from writebehind.engine.adapters.control_tables import partitions
+from writebehind.engine.adapters.log import Acknowledgement, Log
+from writebehind.engine.core.partitioning import partition_of
+from writebehind.engine.core.positions import ORIGIN
+from writebehind.engine.errors import LeaseLost
+from writebehind.flushers import Flusher, FlusherSettings, initialise, status
+from writebehind.flushers.batch import Batch
+from writebehind.flushers.flush import Effect, Fenced
+from writebehind.recovery import reclaim, takeover
+
+if TYPE_CHECKING:
+    from conftest import OwnRedisFactory
+    from servers import OwnRedis
+
+PARTITIONS = 2
+KEYS = (1, 2, 3)
+QUICK = FlusherSettings(linger_seconds=0, retention_seconds=0, lease_ttl_seconds=5)
+ROUNDS_MAX = 40
+"""Reads that give nothing before an example counts as stuck."""
+
+COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
+BOUNDS = {
+    "short": settings(max_examples=25, stateful_step_count=30, **COMMON),
+    "long": settings(max_examples=1000, stateful_step_count=60, **COMMON),
+}
+
+metadata = sa.MetaData()
+accounts = sa.Table(
+    "accounts",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("owner", sa.String(20), nullable=False),
+    sa.Column("balance", sa.BigInteger, nullable=False, default=0),
+    sa.Column("note", sa.Text),
+)
+counters = sa.Table(
+    "counters",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("hits", sa.BigInteger, nullable=False, default=0),
+    sa.Column("note", sa.Text),
+)
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("kind", sa.String(20), nullable=False),
+)
+RECORDS = {"accounts": accounts, "counters": counters}
+NUMBERS = {"accounts": "balance", "counters": "hits"}
+
+Row = dict[str, Any]
+Reply = TypeVar("Reply")
+
+
+class Op(Enum):
+    """What is written."""
+
+    PUT = "put"
+    PATCH = "patch"
+    INCREMENT = "increment"
+    INSERT = "insert"
+    DELETE = "delete"
+    APPEND = "append"
+
+
+@dataclass(frozen=True)
+class Write:
+    """One write: of a record, or with APPEND of a row whose key the database makes."""
+
+    op: Op
+    table: str
+    key: int
+    text: str
+    number: int
+
+    @property
+    def partition(self) -> int | None:
+        """Where its entry goes; None where any partition will do."""
+        return None if self.op is Op.APPEND else partition_of(str(self.key), PARTITIONS)
+
+    @property
+    def row(self) -> Row:
+        """The whole record that a put or an insert gives."""
+        return {"id": self.key, NUMBERS[self.table]: self.number, "note": None} | (
+            {"owner": self.text} if self.table == "accounts" else {}
+        )
+
+    def send(self, writer: Any) -> None:
+        """Give it to an engine, a batch or a group."""
+        table = RECORDS[self.table]
+        match self.op:
+            case Op.PUT:
+                writer.put(table, self.row)
+            case Op.PATCH:
+                writer.patch(table, self.key, {"note": self.text})
+            case Op.INCREMENT:
+                writer.increment(table, self.key, {NUMBERS[self.table]: self.number})
+            case Op.INSERT:
+                writer.insert(table, self.row)
+            case Op.DELETE:
+                writer.delete(table, self.key)
+            case Op.APPEND:
+                writer.insert(events, {"kind": self.text})
+
+
+class Model:
+    """What the rows are, as plain Python has it."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, dict[int, Row]] = {name: {} for name in RECORDS}
+        self.kinds: Counter[str] = Counter()
+
+    def apply(self, write: Write) -> None:
+        """Do what a write means."""
+        rows = self.rows[write.table]
+        row = rows.get(write.key)
+        number = NUMBERS[write.table]
+        if write.op is Op.APPEND:
+            self.kinds[write.text] += 1
+        elif write.op in {Op.PUT, Op.INSERT}:
+            rows[write.key] = write.row
+        elif write.op is Op.DELETE:
+            rows.pop(write.key, None)
+        elif write.op is Op.PATCH:
+            if row is not None:
+                row["note"] = write.text
+        elif row is not None:
+            row[number] += write.number
+        elif write.table == "counters":  # an account has an owner, whom an increment does not know
+            rows[write.key] = {"id": write.key, number: write.number, "note": None}
+
+    def possible(self, write: Write) -> bool:
+        """Tell whether a write is the application's to make: only an absent row can be inserted."""
+        return write.op is not Op.INSERT or write.key not in self.rows[write.table]
+
+
+class Killed(BaseException):
+    """The flusher's process is no more."""
+
+
+class Moment(Enum):
+    """When, relative to an effect, a flusher is killed."""
+
+    BEFORE = "before"
+    DURING = "during"
+    AFTER = "after"
+
+
+class Fuse:
+    """Kills a flusher at the n-th effect of its protocols after it was set."""
+
+    def __init__(self) -> None:
+        self._left = 0
+        self.moment = Moment.BEFORE
+
+    def set(self, effects: int, moment: Moment) -> None:
+        """Kill at the effect of this number, from 1."""
+        self._left, self.moment = effects, moment
+
+    def burns(self) -> bool:
+        """Tell whether the effect to be done now is the last one."""
+        self._left -= 1
+        return self._left == 0
+
+    def guard(self, perform: Callable[[], Reply]) -> Reply:
+        """Do an effect, or die before or after it."""
+        last = self.burns()
+        if last and self.moment is Moment.BEFORE:
+            raise Killed
+        reply = perform()
+        if last:
+            raise Killed
+        return reply
+
+
+class Mortal(Flusher):
+    """A flusher driven step by step in the test's thread, which can be killed at any effect."""
+
+    def __init__(self, app: WriteBehind) -> None:
+        super().__init__(app, QUICK)
+        self.fuse = Fuse()
+        self.ahead: Batch | None = None
+
+    def perform(self, effect: Effect) -> Fenced | None:
+        """Do an effect of the flush protocol, or die; an acknowledgement is waited for."""
+        return self.fuse.guard(lambda: self._perform(effect))
+
+    def _perform(self, effect: Effect) -> Fenced | None:
+        cut = self.fuse.moment is Moment.DURING
+        with mock.patch.object(self._log, "acknowledge", self._half) if cut else contextlib.nullcontext():
+            reply = super().perform(effect)
+            self._collect_settled(everything=True)
+        return reply
+
+    def _half(self, done: Sequence[Acknowledgement]) -> None:
+        """Acknowledge without anything that comes after XACK."""
+        Log.acknowledge(
+            self._log, [replace(each, settled={}, offset=ORIGIN, trim_below=None, flushed_rows=0) for each in done]
+        )
+
+    def read(self, entries_max: int) -> Batch | None:
+        """Tend the leases, take over what is new, and read a batch."""
+
+        def perform(log: Log, partition: int, effect: takeover.Effect) -> takeover.Reply:
+            return self.fuse.guard(lambda: done(log, partition, effect))
+
+        done = reclaim.perform
+        with mock.patch.object(reclaim, "perform", perform):
+            self._tended_at = float("-inf")
+            self._tend()
+            return self._intake.read(list(self.cursors.values()), entries_max, 0)
+
+    def flush(self, entries_max: int, *, read_ahead: bool) -> bool:
+        """Read and commit a batch, where wanted with the next one read before; tell whether there was one."""
+        batch = self.ahead or self.read(entries_max)
+        self.ahead = None
+        if batch is None:
+            return False
+        if read_ahead:
+            self.ahead = self.read(entries_max)
+        if self._try(batch) is not None:
+            self.ahead = None
+            self._rewind()
+            self._drop_lost(batch, LeaseLost(""))
+        return True
+
+    def die(self) -> None:
+        """Leave everything as a killed process does."""
+        self._settlement.close()
+        self._reading.shutdown()
+        if self._transaction._connection is not None:
+            self._transaction._connection.invalidate()
+            self._transaction._connection.close()
+        self._links.close()
+        self._engine.dispose()
+
+
+texts = st.sampled_from(["a", "b", ""])
+records = st.builds(
+    Write,
+    st.sampled_from([op for op in Op if op is not Op.APPEND]),
+    st.sampled_from(sorted(RECORDS)),
+    st.sampled_from(KEYS),
+    texts,
+    st.integers(-9, 9),
+)
+appends = st.builds(Write, st.just(Op.APPEND), st.just("accounts"), st.just(1), texts, st.just(0))
+writes = records | records | records | appends
+moments = st.sampled_from(Moment)
+
+
+class Crashes(RuleBasedStateMachine):
+    """Two writers, flushers that die, a Redis that is killed and comes back, and a dict.
+
+    Args:
+        server: a Redis that loses nothing when it is killed.
+        directory: where databases go.
+    """
+
+    def __init__(self, server: "OwnRedis", directory: Path) -> None:
+        super().__init__()
+        self.server = server
+        self.model = Model()
+        self.namespace = f"c{secrets.token_hex(6)}"
+        self.path = directory / f"{self.namespace}.sqlite"
+        self.client = redis.Redis.from_url(server.url)
+        self.apps = [self._app(), self._app()]
+        self.flusher: Mortal | None = None
+        self.zombies: list[Mortal] = []
+        initialise(self.apps[0], create_tables=True)
+
+    def _app(self) -> WriteBehind:
+        return WriteBehind(
+            redis=self.server.url,
+            database=f"sqlite:///{self.path}",
+            tables=[accounts, counters, events],
+            namespace=self.namespace,
+            partitions=PARTITIONS,
+            settings=EngineSettings(read_timeout_seconds=0.005),
+        )
+
+    # Writing
+
+    @rule(write=writes, writer=st.integers(0, 1), lost=st.booleans())
+    def write(self, write: Write, writer: int, lost: bool) -> None:  # noqa: FBT001
+        """Write; sometimes the reply is lost, and the engine has to find out."""
+        if self.model.possible(write):
+            if lost:
+                lose_a_reply(self.apps[writer])
+            write.send(self.apps[writer])
+            self.model.apply(write)
+
+    @rule(listed=st.lists(writes, min_size=2, max_size=8), writer=st.integers(0, 1), lost=st.booleans())
+    def batch(self, listed: list[Write], writer: int, lost: bool) -> None:  # noqa: FBT001
+        """Write many in one round trip."""
+        if lost:
+            lose_a_reply(self.apps[writer])
+        with self.apps[writer].batch() as batch:
+            for write in listed:
+                if self.model.possible(write):
+                    write.send(batch)
+                    self.model.apply(write)
+
+    @rule(listed=st.lists(writes, min_size=2, max_size=5), writer=st.integers(0, 1), keep=st.booleans())
+    def group(self, listed: list[Write], writer: int, keep: bool) -> None:  # noqa: FBT001
+        """Write all or nothing; where the block fails, nothing."""
+        home = next((write for write in listed if write.partition is not None), None)
+        if home is None:
+            return
+        trial = copy.deepcopy(self.model)
+        touched: set[tuple[str, int]] = set()
+        with contextlib.suppress(Abandoned), self.apps[writer].atomic(RECORDS[home.table], home.key) as group:
+            for write in listed:
+                again = write.op is Op.INSERT and (write.table, write.key) in touched
+                if write.partition in {None, home.partition} and trial.possible(write) and not again:
+                    write.send(group)
+                    trial.apply(write)
+                    touched.add((write.table, write.key))
+            if not keep:
+                raise Abandoned
+            self.model = trial
+
+    # Reading
+
+    @rule(table=st.sampled_from(sorted(RECORDS)), key=st.sampled_from(KEYS), reader=st.integers(0, 1))
+    def get(self, table: str, key: int, reader: int) -> None:
+        """Read what was written, at once or, where it depends on the flusher, after it has worked."""
+        try:
+            found = self.apps[reader].get(RECORDS[table], key)
+        except ReadTimeout:
+            self.flush_everything()
+            found = self.apps[reader].get(RECORDS[table], key)
+        assert found == self.model.rows[table].get(key)
+
+    @rule()
+    def evict(self) -> None:
+        """Remove what has a time to live, as its end would: later writes find their records cold."""
+        for name in self.client.scan_iter(f"wb:{{{self.namespace}:*", count=10_000):
+            if self.client.ttl(name) >= 0:
+                self.client.unlink(name)
+
+    # Flushing and dying
+
+    @rule(entries_max=st.integers(1, 6), read_ahead=st.booleans())
+    def flush(self, entries_max: int, read_ahead: bool) -> None:  # noqa: FBT001
+        """Flush a bit."""
+        self._living().flush(entries_max, read_ahead=read_ahead)
+
+    @rule(effects=st.integers(1, 12), moment=moments, entries_max=st.integers(1, 6), read_ahead=st.booleans())
+    def crash(self, effects: int, moment: Moment, entries_max: int, read_ahead: bool) -> None:  # noqa: FBT001
+        """Flush until an effect of the flush or of the takeover before it kills the flusher."""
+        flusher = self._living()
+        flusher.fuse.set(effects, moment)
+        with contextlib.suppress(Killed):
+            while flusher.flush(entries_max, read_ahead=read_ahead):
+                pass
+        self.flusher = None
+        flusher.die()
+
+    @rule(effects=st.integers(1, 5), moment=moments)
+    def crash_in_takeover(self, effects: int, moment: Moment) -> None:
+        """Kill a flusher and then its successor while that takes over."""
+        if self.flusher is not None:
+            self.flusher.die()
+            self.flusher = None
+        self.crash(effects, moment, 1, read_ahead=False)
+
+    @precondition(lambda self: self.flusher is not None)
+    @rule(entries_max=st.integers(1, 6))
+    def freeze(self, entries_max: int) -> None:
+        """Freeze a flusher that has read a batch for longer than its lease."""
+        flusher = self._living()
+        flusher.ahead = flusher.ahead or flusher.read(entries_max)
+        self.zombies.append(flusher)
+        self.flusher = None
+
+    @precondition(lambda self: self.zombies)
+    @rule(number=st.integers(0, 9))
+    def thaw(self, number: int) -> None:
+        """Let a frozen one go on with its batch, and then die."""
+        zombie = self.zombies.pop(number % len(self.zombies))
+        zombie.flush(1, read_ahead=False)
+        zombie.die()
+
+    @rule()
+    def restart_redis(self) -> None:
+        """Kill Redis and start it on its data: connections end, an epoch begins."""
+        self.server.kill()
+        self.server.start()
+
+    def _living(self) -> Mortal:
+        if self.flusher is None:
+            self.flusher = Mortal(self.apps[0])
+            self._let_leases_expire()
+        return self.flusher
+
+    def _let_leases_expire(self) -> None:
+        with self.apps[0].database.begin() as connection:
+            connection.execute(sa.update(partitions).values(lease_until_ms=0))
+
+    def flush_everything(self) -> None:
+        """Flush until nothing is left."""
+        for _ in range(ROUNDS_MAX):
+            while self._living().flush(1000, read_ahead=False):
+                pass
+            now = status(self.apps[0])
+            assert (now.lost_entries, now.halted) == (0, [])
+            if now.backlog == 0:
+                return
+        raise AssertionError(f"stuck with {now}")
+
+    # Judging
+
+    def teardown(self) -> None:
+        """Drain, and compare."""
+        try:
+            self.flush_everything()
+            self._compare()
+        finally:
+            for flusher in [*self.zombies, *([self.flusher] if self.flusher else [])]:
+                flusher.die()
+            for app in self.apps:
+                app.close()
+            self.client.close()
+
+    def _compare(self) -> None:
+        for name, table in RECORDS.items():
+            assert {row["id"]: dict(row) for row in self._select(table)} == self.model.rows[name]
+            assert self.apps[0].get_many(table, KEYS) == {key: self.model.rows[name].get(key) for key in KEYS}
+        assert Counter(row["kind"] for row in self._select(events)) == self.model.kinds
+        for log in self.apps[0].keys.logs:
+            if self.client.exists(log):
+                assert self.client.xpending(log, "flushers")["pending"] == 0
+
+    def _select(self, table: sa.Table) -> Sequence[Mapping[Any, Any]]:
+        with self.apps[0].database.connect() as connection:
+            return connection.execute(sa.select(table)).mappings().all()
+
+
+class Abandoned(Exception):
+    """The block of an atomic group fails."""
+
+
+def lose_a_reply(app: WriteBehind) -> None:
+    """Let the next call of an engine be executed and its connection end before the reply."""
+    app.start()
+    link = app.links.take()
+    receive = link.receive
+
+    def lossy(*arguments: Any, **options: Any) -> Any:
+        receive(*arguments, **options)
+        raise redis.ConnectionError("the reply was lost")
+
+    link.receive = lossy
+    app.links.give(link)
+
+
+def test_crashes(own_redis: "OwnRedisFactory", tmp_path: Path) -> None:
+    """Reads and SQL equal a dict, whatever was written and whoever was killed."""
+    server = own_redis({"appendfsync": "always"})
+    run_state_machine_as_test(lambda: Crashes(server, tmp_path), settings=bounds())
+
+
+def bounds() -> settings:
+    """How much to try."""
+    return BOUNDS["long" if os.environ.get("HYPOTHESIS_PROFILE") == "long" else "short"]
