@@ -1,12 +1,12 @@
 """The flights as the file has them."""
 
+import contextlib
 import csv
-import io
 import lzma
 from collections.abc import Iterator
 from importlib.resources import files
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 __all__ = ["FLIGHTS", "ScheduledFlight", "open_text", "scheduled_flights"]
 
@@ -39,10 +39,14 @@ class ScheduledFlight(NamedTuple):
     miles: int
 
 
-def open_text() -> io.TextIOWrapper:
-    """Open the file, unpacked."""
-    packed = files(__package__).joinpath("flights-2013.csv.xz").open("rb")
-    return io.TextIOWrapper(lzma.LZMAFile(packed), encoding="ascii", newline="")
+@contextlib.contextmanager
+def open_text() -> Iterator[TextIO]:
+    """Open the file, unpacked, its header first."""
+    with (
+        files(__package__).joinpath("flights-2013.csv.xz").open("rb") as packed,
+        lzma.open(packed, "rt", encoding="ascii", newline="") as text,
+    ):
+        yield text
 
 
 def scheduled_flights(rows: int) -> Iterator[ScheduledFlight]:

@@ -21,12 +21,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from writebehind.engine import EngineSettings, ReadTimeout, WriteBehind
+from writebehind.engine import EngineSettings, ReadTimeout, RedisUnavailable, WriteBehind
 from writebehind.engine.adapters.control_tables import partitions
 from writebehind.engine.adapters.log import Acknowledgement, Log
 from writebehind.engine.core.partitioning import partition_of
 from writebehind.engine.core.positions import ORIGIN
-from writebehind.engine.errors import LeaseLost
 from writebehind.flushers import Flusher, FlusherSettings, initialise, status
 from writebehind.flushers.batch import Batch
 from writebehind.flushers.flush import Effect, Fenced
@@ -237,17 +236,25 @@ class Mortal(Flusher):
 
     def flush(self, entries_max: int, *, read_ahead: bool) -> bool:
         """Read and commit a batch, where wanted with the next one read before; tell whether there was one."""
-        batch = self.ahead or self.read(entries_max)
-        self.ahead = None
-        if batch is None:
-            return False
-        if read_ahead:
-            self.ahead = self.read(entries_max)
-        if self._try(batch) is not None:
+        try:
+            batch = self.ahead or self.read(entries_max)
             self.ahead = None
-            self._rewind()
-            self._drop_lost(batch, LeaseLost(""))
+            if batch is None:
+                return False
+            if read_ahead:
+                self.ahead = self.read(entries_max)
+        except RedisUnavailable:
+            self._give_up_reading()
+            return True
+        error = self._try(batch)
+        if error is not None:
+            self._give_up_reading()
+            self._drop_lost(batch, error)
         return True
+
+    def _give_up_reading(self) -> None:
+        self.ahead = None
+        self._stale_all()
 
     def die(self) -> None:
         """Leave everything as a killed process does."""
@@ -412,6 +419,8 @@ class Crashes(RuleBasedStateMachine):
         """Kill Redis and start it on its data: connections end, an epoch begins."""
         self.server.kill()
         self.server.start()
+        for app in self.apps:
+            app.links.drop_idle()  # a read over a connection that has ended says so and is not repeated
 
     def _living(self) -> Mortal:
         if self.flusher is None:
