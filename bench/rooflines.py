@@ -125,10 +125,9 @@ class Loop(ABC):
 
     def move(self, cursor: psycopg.Cursor[Any], offsets: dict[str, str]) -> None:
         """Move the offsets, all in one statement."""
-        moved = "FROM unnest(%s::text[], %s::text[]) AS n(log, entry) WHERE o.log = n.log"
-        cursor.execute(
-            f"UPDATE {self.offsets} AS o SET entry = n.entry {moved}", [list(offsets), list(offsets.values())]
-        )
+        source = "unnest(%s::text[], %s::text[]) AS n(log, entry)"
+        statement = f"UPDATE {self.offsets} AS o SET entry = n.entry FROM {source} WHERE o.log = n.log"  # noqa: S608 - our own names
+        cursor.execute(statement, [list(offsets), list(offsets.values())])
 
 
 class CopyLoop(Loop):
@@ -139,10 +138,8 @@ class CopyLoop(Loop):
         driver: Any = connection.connection.driver_connection
         table = self.table.name
         with driver.cursor() as cursor:
-            cursor.execute(
-                "CREATE TEMPORARY TABLE IF NOT EXISTS staged ON COMMIT DELETE ROWS "
-                f"AS SELECT {NAMES} FROM {table} WITH NO DATA"
-            )
+            fields = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
+            cursor.execute(f"CREATE TEMPORARY TABLE IF NOT EXISTS staged ({fields}) ON COMMIT DELETE ROWS")
             with cursor.copy(f"COPY staged ({NAMES}) FROM STDIN (FORMAT BINARY)") as copy:
                 copy.set_types(list(COLUMNS.values()))
                 for row in rows:

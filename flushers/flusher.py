@@ -33,6 +33,7 @@ from writebehind.flushers.config import FlusherSettings
 from writebehind.flushers.cursor import Cursor
 from writebehind.flushers.failures import Failure, classify, describe
 from writebehind.flushers.flush import Acknowledge, Begin, Commit, Effect, Fence, Fenced, RollBack, Write, flush
+from writebehind.flushers.garbage import collected_rarely
 from writebehind.flushers.intake import EntryFailed, Intake
 from writebehind.flushers.leases import Lease, Leases
 from writebehind.flushers.sessions import flusher_engine
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 PASSING = frozenset({Failure.TRANSIENT, Failure.UNKNOWN})
 FOREIGN_KEY_RETRY_SECONDS = 0.5
 IDLE_BLOCK_MS = 200
+DRAIN_BLOCK_MS = 10
 IDLE_SECONDS = 0.1
 REDIS_PAUSE_SECONDS = 0.2
 
@@ -120,6 +122,7 @@ class Flusher:
 
     # Serving
 
+    @collected_rarely()
     def run(self, until: Callable[[], bool] | None = None) -> None:
         """Flush until ``stopping`` is set, or until ``until`` says so between two batches.
 
@@ -152,8 +155,10 @@ class Flusher:
             self.stopping.wait(IDLE_SECONDS)
             return None
         settings = self.settings
-        batch = self._intake.read(cursors, settings.batch_entries_max, IDLE_BLOCK_MS)
-        if batch is None or batch.changes.entries * 2 > settings.batch_entries_max or not settings.linger_seconds:
+        # Who drains wants to be told that there is no more, rather than to wait for it.
+        batch = self._intake.read(cursors, settings.batch_entries_max, IDLE_BLOCK_MS if self._member else DRAIN_BLOCK_MS)
+        lingers = self._member and settings.linger_seconds > 0
+        if batch is None or batch.changes.entries * 2 > settings.batch_entries_max or not lingers:
             return batch
         # Few entries: what arrives within the linger joins them, for one commit instead of many.
         self.stopping.wait(settings.linger_seconds)

@@ -40,33 +40,36 @@ class Settlement:
     def submit(self, batch: Batch, cursors: Mapping[int, Cursor]) -> None:
         """Have a committed batch acknowledged."""
         now = time.monotonic()
-        todo = [
-            Acknowledgement(
-                partition=segment.partition,
-                ids=segment.ids,
-                offset=segment.end,
-                settled=self._settled(batch, segment.partition),
-                ttl_ms=self._ttl_ms,
-                trim_below=cursors[segment.partition].trim_point(now, self._retention_seconds)
-                if segment.partition in cursors
-                else None,
-                # Rows are counted for the batch as a whole.
-                flushed_rows=0 if number else len(batch.changes),
+        todo = []
+        for number, segment in enumerate(batch.segments):
+            cursor = cursors.get(segment.partition)
+            whole, other = self._settled(batch, segment.partition)
+            todo.append(
+                Acknowledgement(
+                    partition=segment.partition,
+                    ids=segment.ids,
+                    offset=segment.end,
+                    whole=whole,
+                    other=other,
+                    ttl_ms=self._ttl_ms,
+                    trim_below=cursor.trim_point(now, self._retention_seconds) if cursor else None,
+                    # Rows are counted for the batch as a whole.
+                    flushed_rows=0 if number else len(batch.changes),
+                )
             )
-            for number, segment in enumerate(batch.segments)
-        ]
         self._under_way.append((self._thread.submit(self._log.acknowledge, todo), batch))
 
-    def _settled(self, batch: Batch, partition: int) -> dict[str, bytes]:
+    def _settled(self, batch: Batch, partition: int) -> tuple[list[tuple[str, bytes]], list[tuple[str, bytes]]]:
         stem = self._keys.stems[partition]
-        settled = {}
+        whole: list[tuple[str, bytes]] = []
+        other: list[tuple[str, bytes]] = []
         for name, table in batch.changes.tables.items():
             prefix = f"{stem}{name}:"
+            puts, touched = table.puts, table.touched
             for key, version in table.versions.get(partition, {}).items():
-                # A whole record without a time to live stays as it is.
-                if self._ttl_ms or key not in table.puts:
-                    settled[prefix + key] = version
-        return settled
+                (whole if key in puts and key not in touched else other).append((prefix + key, version))
+        # A whole record without a time to live stays as it is.
+        return whole if self._ttl_ms else [], other
 
     def collect(self, *, everything: bool) -> set[int]:
         """Return the partitions whose acknowledgement failed: they have to be taken over again.

@@ -34,6 +34,7 @@ class Transaction:
         self._path = bulk_path(engine)
         self._ttl_ms = int(lease_ttl_seconds * 1000)
         self._connection: sa.Connection | None = None
+        self._fences: dict[int, sa.Update] = {}
 
     @property
     def connection(self) -> sa.Connection:
@@ -57,28 +58,13 @@ class Transaction:
         Durability: with the commit. Repeat: answers ALREADY once it was committed. Crash: rolled back.
         """
         connection = self.connection
-        moved = connection.execute(
-            sa.update(partitions)
-            .where(
-                partitions.c.namespace == self._namespace,
-                sa.or_(
-                    *(
-                        sa.and_(
-                            partitions.c.partition == segment.partition,
-                            partitions.c.token == segment.token,
-                            partitions.c.epoch == segment.start.epoch,
-                            partitions.c.sequence == segment.start.sequence,
-                        )
-                        for segment in segments
-                    )
-                ),
-            )
-            .values(
-                epoch=_per_partition({segment.partition: segment.end.epoch for segment in segments}),
-                sequence=_per_partition({segment.partition: segment.end.sequence for segment in segments}),
-                lease_until_ms=now_ms() + self._ttl_ms,
-            )
-        )
+        parameters = {"namespace_is": self._namespace, "ttl_ms": self._ttl_ms}
+        for number, segment in enumerate(segments):
+            parameters[f"partition_{number}"] = segment.partition
+            parameters[f"token_{number}"] = segment.token
+            parameters[f"start_epoch_{number}"], parameters[f"start_sequence_{number}"] = segment.start
+            parameters[f"end_epoch_{number}"], parameters[f"end_sequence_{number}"] = segment.end
+        moved = connection.execute(self._fence(len(segments)), parameters)
         if moved.rowcount == len(segments):
             self._note(segments)
             return Fenced.MOVED
@@ -94,6 +80,13 @@ class Transaction:
             for segment in segments
         )
         return Fenced.ALREADY if already else Fenced.LOST
+
+    def _fence(self, count: int) -> sa.Update:
+        """Return the statement that moves so many offsets; SQLAlchemy takes 3 ms to make and compile it anew."""
+        statement = self._fences.get(count)
+        if statement is None:
+            statement = self._fences[count] = _moving(count)
+        return statement
 
     def _note(self, segments: Sequence[Segment]) -> None:
         for segment in segments:
@@ -154,9 +147,29 @@ class Transaction:
                 connection.close()
 
 
-def _per_partition(values: Mapping[int, int]) -> sa.ColumnElement[Any]:
-    if len(values) == 1:
-        return sa.literal(next(iter(values.values())), sa.BigInteger())
-    return sa.case(
-        *((partitions.c.partition == number, sa.literal(value, sa.BigInteger())) for number, value in values.items())
+def _moving(count: int) -> sa.Update:
+    known = partitions.c
+    here = [known.partition == _number(f"partition_{number}") for number in range(count)]
+
+    def ends(name: str) -> sa.ColumnElement[Any]:
+        whens = [(each, _number(f"end_{name}_{number}")) for number, each in enumerate(here)]
+        return whens[0][1] if count == 1 else sa.case(*whens)
+
+    expected = [
+        sa.and_(
+            each,
+            known.token == _number(f"token_{number}"),
+            known.epoch == _number(f"start_epoch_{number}"),
+            known.sequence == _number(f"start_sequence_{number}"),
+        )
+        for number, each in enumerate(here)
+    ]
+    return (
+        sa.update(partitions)
+        .where(known.namespace == sa.bindparam("namespace_is"), sa.or_(*expected))
+        .values(epoch=ends("epoch"), sequence=ends("sequence"), lease_until_ms=now_ms() + _number("ttl_ms"))
     )
+
+
+def _number(name: str) -> sa.BindParameter[int]:
+    return sa.bindparam(name, type_=sa.BigInteger())

@@ -19,7 +19,7 @@ def reclaim(log: Log, partition: int, offset: EntryID, earlier: Mapping[int, Ent
     Durability, Repeat, Crash: as ``takeover``.
 
     Raises:
-        RedisUnavailable: Redis cannot be reached, or is full and the group is missing.
+        RedisUnavailable: Redis cannot be reached.
         ConfigurationError: Redis refuses for good.
     """
     start = _drive(log, partition, takeover(offset, earlier))
@@ -38,7 +38,8 @@ def reclaim(log: Log, partition: int, offset: EntryID, earlier: Mapping[int, Ent
         logger.warning("partition %d: the consumer group was missing; made anew at %s", partition, start.position)
     if start.claimed:
         logger.info("partition %d: claimed %d pending entries", partition, start.claimed)
-    log.forget_consumers(partition)
+    if start.served_by_group:
+        log.forget_consumers(partition)
     return start
 
 
@@ -57,7 +58,7 @@ def perform(log: Log, partition: int, effect: Effect) -> Reply:
         case Inspect():
             return log.states([partition])[partition]
         case MakeGroup(position):
-            log.ensure_group(partition, position)
+            return log.ensure_group(partition, position)
         case Claim():
             return log.claim(partition)
         case Confirmed(ids, position):
@@ -67,7 +68,8 @@ def perform(log: Log, partition: int, effect: Effect) -> Reply:
                         partition=partition,
                         ids=ids,
                         offset=position,
-                        settled={},
+                        whole=(),
+                        other=(),
                         ttl_ms=0,
                         trim_below=None,
                         flushed_rows=0,

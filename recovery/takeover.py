@@ -13,6 +13,7 @@ Invariants:
 
     look at the log --> make the group if it is missing --> claim what is pending
         --> acknowledge what SQL has already --> serve from the position, replaying up to what was delivered
+                  '--Redis is full and refuses--> serve from the position, reading everything by position
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -32,7 +33,7 @@ class Inspect:
 
 @dataclass(frozen=True, slots=True)
 class MakeGroup:
-    """Make the consumer group at this position. Reply: None."""
+    """Make the consumer group at this position. Reply: False where Redis is full and refuses."""
 
     position: EntryID
 
@@ -61,6 +62,7 @@ class Start:
         claimed: how many pending entries were taken over.
         gone: pending IDs above the position that are no longer in the log: lost data.
         group_made: the group was missing.
+        served_by_group: new entries can be had from the group.
         past_missing: the log has nothing of the history that SQL has: it was emptied, or is another Redis.
     """
 
@@ -70,11 +72,12 @@ class Start:
     claimed: int
     gone: Sequence[bytes]
     group_made: bool
+    served_by_group: bool
     past_missing: bool
 
 
 Effect = Inspect | MakeGroup | Claim | Confirmed
-Reply = LogState | tuple[list[bytes], list[bytes]] | None
+Reply = LogState | tuple[list[bytes], list[bytes]] | bool | None
 
 
 def takeover(offset: EntryID, earlier: Mapping[int, EntryID]) -> Generator[Effect, Reply, Start]:
@@ -91,8 +94,18 @@ def takeover(offset: EntryID, earlier: Mapping[int, EntryID]) -> Generator[Effec
         raise TypeError(f"Inspect was answered with {state!r}")
     position = begin(offset, earlier, state.lineage)
     made = state.delivered is None
-    if made:
-        yield MakeGroup(position)
+    if made and (yield MakeGroup(position)) is False:
+        # A full Redis: what it holds is read by position, which frees memory in the end.
+        return Start(
+            position=position,
+            replay_until=state.end,
+            lineage=state.lineage,
+            claimed=0,
+            gone=(),
+            group_made=False,
+            served_by_group=False,
+            past_missing=_past_missing(offset, position),
+        )
     pending = yield Claim()
     if not isinstance(pending, tuple):
         raise TypeError(f"Claim was answered with {pending!r}")
@@ -106,9 +119,14 @@ def takeover(offset: EntryID, earlier: Mapping[int, EntryID]) -> Generator[Effec
         lineage=state.lineage,
         claimed=len(claimed),
         gone=[entry for entry in gone if not _within(EntryID.parse(entry), position)],
-        past_missing=position == ORIGIN and offset != ORIGIN,
+        past_missing=_past_missing(offset, position),
         group_made=made and state.end is not None and position != ORIGIN,
+        served_by_group=True,
     )
+
+
+def _past_missing(offset: EntryID, position: EntryID) -> bool:
+    return position == ORIGIN and offset != ORIGIN
 
 
 def _within(entry: EntryID, position: EntryID) -> bool:

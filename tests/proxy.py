@@ -4,11 +4,13 @@ Faults are injected into requests: the next chunk from a client that contains th
 """
 
 import contextlib
+import dataclasses
 import enum
 import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -26,6 +28,15 @@ class Fault(enum.Enum):
     DELAY = "the request reaches the server only when release() is called"
 
 
+@dataclasses.dataclass
+class _Injection:
+    """A fault to come."""
+
+    fault: Fault
+    match: bytes
+    skip: int
+
+
 class Proxy:
     """Forwards connections to a server on this machine.
 
@@ -36,7 +47,7 @@ class Proxy:
     def __init__(self, port: int) -> None:
         self._target = ("127.0.0.1", port)
         self._lock = threading.Lock()
-        self._faults: deque[tuple[Fault, bytes]] = deque()
+        self._injected: deque[_Injection] = deque()
         self._delayed: list[_Session] = []
         self._suffered: list[Fault] = []
         self._sessions: list[_Session] = []
@@ -48,10 +59,7 @@ class Proxy:
     def inject(self, fault: Fault, match: bytes, *, skip: int = 0) -> None:
         """Have a request that contains ``match`` suffer a fault, after ``skip`` of them that pass; faults queue up."""
         with self._lock:
-            self._faults.extend([(fault, match)] if skip == 0 else [])
-            self._skipped = [skip, fault, match] if skip else None
-
-    _skipped: list[object] | None = None
+            self._injected.append(_Injection(fault, match, skip))
 
     def suffered(self, fault: Fault) -> int:
         """Count how often a fault has happened."""
@@ -107,8 +115,8 @@ class Proxy:
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
         self.close()
 
-    def _start(self, work: "object", *arguments: object) -> None:
-        thread = threading.Thread(target=work, args=arguments, daemon=True, name="proxy")  # type: ignore[arg-type]
+    def _start(self, work: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True, name="proxy")
         with self._lock:
             self._threads.append(thread)
         thread.start()
@@ -136,20 +144,16 @@ class Proxy:
     def fault_for(self, session: "_Session", request: bytes) -> Fault | None:
         """Tell which fault a request suffers."""
         with self._lock:
-            if self._skipped is not None and self._skipped[2] in request:  # type: ignore[operator]
-                left, fault, match = self._skipped
-                if left:
-                    self._skipped[0] = int(str(left)) - 1
-                    return None
-                self._skipped = None
-                self._faults.appendleft((fault, match))  # type: ignore[arg-type]
-            if not self._faults or self._faults[0][1] not in request:
+            if not self._injected or self._injected[0].match not in request:
                 return None
-            fault_now = self._faults.popleft()[0]
-            self._suffered.append(fault_now)
-            if fault_now is Fault.DELAY:
+            if self._injected[0].skip:
+                self._injected[0].skip -= 1
+                return None
+            fault = self._injected.popleft().fault
+            self._suffered.append(fault)
+            if fault is Fault.DELAY:
                 self._delayed.append(session)
-            return fault_now
+            return fault
 
 
 class _Session:

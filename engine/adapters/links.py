@@ -123,6 +123,13 @@ class Link:
         except redis.exceptions.NoScriptError:
             return self.command(b"EVAL", script.text, len(keys), *keys, *arguments)
 
+    def stale(self) -> bool:
+        """Tell whether the server has closed the link while it was idle: then there is something to read."""
+        try:
+            return bool(self.connection.can_read(timeout=0))
+        except redis.RedisError:
+            return True
+
     def close(self) -> None:
         """Close the connection. In a forked child, leave the parent's connection alone."""
         if self.pid == os.getpid():
@@ -191,6 +198,10 @@ class Links:
         """
         try:
             link = self.take()
+            if link.stale():
+                link.close()
+                self.drop_idle()
+                link = self.take()
         except redis.RedisError as error:
             raise RedisUnavailable(f"Redis cannot be reached: {error}", "check the URL and the server") from error
         try:

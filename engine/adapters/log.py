@@ -4,7 +4,7 @@ The consumer group gives delivery and visibility; the offset in SQL has the auth
 rolls back with a failover. Nothing here is trimmed above what SQL has.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,8 @@ class Acknowledgement:
         partition: its number.
         ids: the entries that were committed.
         offset: the last of them.
-        settled: version by record key, for records that may become clean now.
+        whole: records put last, which may become clean now: pairs of key and committed version, one after the other.
+        other: records changed otherwise, likewise.
         ttl_ms: time to live of a clean record in milliseconds, 0 for none.
         trim_below: entries below this ID may go, or None.
         flushed_rows: SQL operations to add to the partition's count.
@@ -43,7 +44,8 @@ class Acknowledgement:
     partition: int
     ids: Sequence[bytes]
     offset: EntryID
-    settled: Mapping[str, bytes]
+    whole: Sequence[tuple[str, bytes]]
+    other: Sequence[tuple[str, bytes]]
     ttl_ms: int
     trim_below: EntryID | None
     flushed_rows: int
@@ -99,21 +101,25 @@ class Log:
         return {number: _state(*replies[3 * index : 3 * index + 3]) for index, number in enumerate(partitions)}
 
     def ensure_group(self, partition: int, position: EntryID) -> bool:
-        """Make the consumer group at a position where there is none; return whether one was made.
+        """Make the consumer group at a position where there is none.
 
         Repeat: harmless.
 
+        Returns:
+            False where Redis is full and refuses to make one.
+
         Raises:
-            RedisUnavailable: Redis cannot be reached, or is full and the group is missing.
+            RedisUnavailable: Redis cannot be reached.
         """
         start = "0" if position == ORIGIN else str(position)
         with self._links.link() as link:
             try:
                 link.command("XGROUP", "CREATE", self._keys.logs[partition], GROUP, start, "MKSTREAM")
             except redis.ResponseError as error:
-                if str(error).startswith("BUSYGROUP"):
+                if isinstance(error, redis.exceptions.OutOfMemoryError):
                     return False
-                raise _refused(error) from error
+                if not str(error).startswith("BUSYGROUP"):
+                    raise _refused(error) from error
         return True
 
     def claim(self, partition: int) -> tuple[list[bytes], list[bytes]]:
@@ -223,11 +229,13 @@ class Log:
                 commands.append(("XACK", log, GROUP, *done.ids))
             if done.trim_below is not None:
                 commands.append(("XTRIM", log, "MINID", str(done.trim_below)))
-            names = list(done.settled)
-            for start in range(0, len(names), KEYS_PER_SCRIPT):
-                part = names[start : start + KEYS_PER_SCRIPT]
-                versions = [done.settled[name] for name in part]
-                commands.append(("EVALSHA", SETTLE.sha, len(part), *part, done.ttl_ms, *versions))
+            for records, whole in ((done.whole, True), (done.other, False)):
+                for start in range(0, len(records), KEYS_PER_SCRIPT):
+                    names, versions = zip(*records[start : start + KEYS_PER_SCRIPT], strict=True)
+                    count = len(names)
+                    commands.append(
+                        ("EVALSHA", SETTLE.sha, count, *names, done.ttl_ms, count if whole else 0, *versions)
+                    )
             meta = self._keys.metas[done.partition]
             if done.offset != ORIGIN:
                 commands.append(("HSET", meta, "watermark", str(done.offset)))

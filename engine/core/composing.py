@@ -104,7 +104,9 @@ class Composer:
             ValidationError: the row does not fit the table.
         """
         key_text, spread, values = plan.new_row(row)
-        return self._entry(Op.INSERT, plan.name, (key_text or "", spread, values), ["a", 1, plan.name])
+        return self._entry(
+            Op.INSERT, plan.name, (key_text or "", spread, values), ["n" if key_text else "a", 1, plan.name]
+        )
 
     def _entry(
         self, op: Op, table: str, prepared: tuple[str, str | None, dict[str, Any]], operation: list[Any]
@@ -113,7 +115,7 @@ class Composer:
         payload = encode(op, table, key_text, values)
         self._check_size(payload, table)
         partition = -1 if spread is None else partition_of(spread, self._partitions)
-        records = [] if op is Op.INSERT else [f"{self._stems[partition]}{table}:{key_text}"]
+        records = [f"{self._stems[partition]}{table}:{key_text}"] if key_text else []
         return Entry(partition, payload, records, operation, 1, (op, table, key_text, values))
 
     def group(self, entries: Sequence[Entry], partition: int) -> Entry:

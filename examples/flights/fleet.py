@@ -5,6 +5,7 @@ A daemon ends by itself when its standard input does, so none outlives a replay 
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ __all__ = ["LEASE_TTL_SECONDS", "Fleet", "Pending"]
 
 LEASE_TTL_SECONDS = 2.0
 RETENTION_SECONDS = 10.0
+LINGER_SECONDS = 0.02
 STOP_SECONDS_MAX = 30.0
 LOG_TAIL_BYTES = 3_000
 SETTLE_SECONDS = 0.02
@@ -63,6 +65,7 @@ class Fleet:
         command = [
             *(sys.executable, "-m", "writebehind.flushers.cli", "--app", APP, "run", "--supervised"),
             *("--lease-ttl-seconds", str(LEASE_TTL_SECONDS), "--retention-seconds", str(RETENTION_SECONDS)),
+            *("--linger-seconds", str(LINGER_SECONDS)),
         ]
         with self._log(number).open("ab") as log:
             # In a session of its own: a terminal's Ctrl-C reaches it through this process.
@@ -80,12 +83,18 @@ class Fleet:
         return self._daemon(number).pid
 
     def kill(self, number: int) -> None:
-        """Send SIGKILL to a daemon and wait until it is dead."""
+        """Send SIGKILL to a daemon and wait until it is dead.
+
+        Raises:
+            WriteBehindError: it had ended by itself before.
+        """
         daemon = self._daemon(number)
+        self._daemons[number] = None  # no longer watched by check()
         daemon.kill()
-        daemon.wait()
+        code = daemon.wait()
         _close_input(daemon)
-        self._daemons[number] = None
+        if code != -signal.SIGKILL:
+            raise WriteBehindError(f"flusher {number} ended with {code}\n{self.log_tail(number)}")
 
     def check(self) -> None:
         """Make sure that every daemon lives.

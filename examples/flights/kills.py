@@ -1,22 +1,24 @@
 """When to kill: a plan that a seed decides, and how fast to write while a kill is due.
 
-Pure. A kill is due once so many flights are written; it happens at the next moment at which the victim holds
-entries that were delivered to it and not acknowledged. Until then writing slows down, so that even a short replay
-does not run out of flights before a flusher that was just restarted is at work again.
+Pure. A kill is due once so many flights are written; the hunter then finds the moment. Until it has, flights are
+saved: written in trickles while the victim is not at work yet, and in bursts when it is, so that even a short replay
+has flights left for each kill to hit a flush of some size.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["KILLS", "KILLS_REQUIRED", "TICK_SECONDS", "Kill", "Plan"]
+__all__ = ["KILLS", "KILLS_REQUIRED", "Kill", "Plan"]
 
 KILLS = 4
 KILLS_REQUIRED = 3
 FIRST_SHARE, LAST_SHARE = 0.04, 0.84
 """Between these shares of the replay the kills are due."""
-PATIENCE_SECONDS = 20.0
-TICK_SECONDS = 0.05
+BURSTS, BURST_SECONDS = 20, 0.2
+"""While the victim serves: enough at a time that a flush takes a while, and time for each to be flushed."""
+TRICKLES, TRICKLE_SECONDS = 400, 0.05
+"""While it does not serve yet: just enough to see that it begins."""
 CHUNKS_MIN = 50
 
 
@@ -63,10 +65,17 @@ class Plan:
         """
         return kills < KILLS and written >= self.due[kills]
 
-    def chunk(self, written: int, kills: int) -> int:
-        """Return how many flights to write next; while a kill is due, followed by a pause of ``TICK_SECONDS``."""
+    def pace(self, written: int, kills: int, *, serving: bool) -> tuple[int, float]:
+        """Return how many flights to write next, and for how many seconds to pause after them.
+
+        Args:
+            written: flights so far.
+            kills: how many hit so far.
+            serving: whether the victim flushes.
+        """
         if not self.is_due(written, kills):
-            return self._chunk
-        # The flights that are left are shared among the kills that are left, and last so long for each.
+            return self._chunk, 0.0
+        # The flights that are left are shared among the kills that are left; what is used shrinks with what is left.
         room = (self._flights - written) / (KILLS - kills)
-        return max(1, min(self._chunk, int(room * TICK_SECONDS / PATIENCE_SECONDS)))
+        pieces, pause = (BURSTS, BURST_SECONDS) if serving else (TRICKLES, TRICKLE_SECONDS)
+        return max(1, min(self._chunk, int(room / pieces))), pause

@@ -1,8 +1,9 @@
 """The replay: write the flights, kill a flusher now and then, wait for the backlog, compare.
 
-One thread does it all: what looks for a moment to kill is called between two batches.
+The writer is this thread; the hunter has one of its own.
 """
 
+import signal
 import time
 from itertools import islice
 
@@ -16,7 +17,8 @@ from writebehind.examples.flights.comparison import Findings, compare
 from writebehind.examples.flights.display import Display
 from writebehind.examples.flights.fleet import Fleet, Pending
 from writebehind.examples.flights.ground import Ground, masked
-from writebehind.examples.flights.kills import TICK_SECONDS, Kill, Plan
+from writebehind.examples.flights.hunter import Hunter
+from writebehind.examples.flights.kills import Plan
 from writebehind.examples.flights.report import Report
 from writebehind.examples.flights.source import scheduled_flights
 from writebehind.examples.flights.traffic import open_airports, record
@@ -28,10 +30,12 @@ __all__ = ["replay"]
 FLUSHERS = 2
 VICTIM = 0
 CHUNK_FLIGHTS = 1_000
-LOOK_SECONDS = 0.002
+LOOK_SECONDS = 0.05
 STATUS_SECONDS = 0.5
 READY_SECONDS_MAX = 60.0
 STALL_SECONDS_MAX = 60.0
+GRACEFUL = (0, -signal.SIGTERM)
+"""How a flusher may end; by the signal itself where it was restarted so late that it did not serve yet."""
 
 
 def replay(ground: Ground, flights: int, seed: int, display: Display) -> Report:
@@ -53,9 +57,11 @@ def replay(ground: Ground, flights: int, seed: int, display: Display) -> Report:
         with Fleet(FLUSHERS, where, ground.directory) as fleet:
             display.say(f"{flights:,} flights, seed {seed}, namespace {ground.namespace}")
             display.say(f"{masked(ground.redis)}, {masked(ground.database)}")
-            run = _Run(ground.app, fleet, Pending(client, ground.app.keys), display)
+            run = _Run(ground.app, fleet, display)
             run.await_flushers()
-            run.write(flights, Plan(flights, seed, CHUNK_FLIGHTS))
+            plan = Plan(flights, seed, CHUNK_FLIGHTS)
+            with Hunter(fleet, VICTIM, Pending(client, ground.app.keys), plan, seed) as hunter:
+                run.write(flights, plan, hunter)
             last = run.drain(flights)
         row_operations = sum(int(client.hget(meta, "flushed:rows") or 0) for meta in ground.app.keys.metas)
     display.say("comparing SQL with the file")
@@ -69,8 +75,8 @@ def replay(ground: Ground, flights: int, seed: int, display: Display) -> Report:
         held_back_seconds=run.held_back_seconds,
         drained_seconds=run.drained_at - run.written_at,
         row_operations=row_operations,
-        kills=run.kills,
-        missed=run.missed,
+        kills=hunter.kills,
+        missed=hunter.missed,
         findings=_compare(ground.app, flights),
         troubles=_troubles(last, fleet),
     )
@@ -79,15 +85,13 @@ def replay(ground: Ground, flights: int, seed: int, display: Display) -> Report:
 class _Run:
     """What happens while the flushers are at work."""
 
-    def __init__(self, app: WriteBehind, fleet: Fleet, pending: Pending, display: Display) -> None:
+    def __init__(self, app: WriteBehind, fleet: Fleet, display: Display) -> None:
         self._app = app
         self._fleet = fleet
-        self._pending = pending
         self._display = display
         self._looked_at = float("-inf")
+        self._said = 0
         self.mutations = 0
-        self.kills: list[Kill] = []
-        self.missed = 0
         self.began_at = self.written_at = self.drained_at = 0.0
         self.held_back_seconds = 0.0
 
@@ -101,10 +105,10 @@ class _Run:
             self._fleet.check()
             if time.monotonic() > deadline:
                 raise WriteBehindError("the flushers are not ready", f"their logs say:\n{self._logs()}")
-            time.sleep(TICK_SECONDS)
+            time.sleep(LOOK_SECONDS)
 
-    def write(self, flights: int, plan: Plan) -> None:
-        """Write the flights, killing and restarting the victim according to plan."""
+    def write(self, flights: int, plan: Plan, hunter: Hunter) -> None:
+        """Write the flights, more slowly while a kill is due."""
         source = scheduled_flights(flights)
         written = 0
         self.began_at = time.monotonic()
@@ -112,15 +116,16 @@ class _Run:
             open_airports(batch)
             self.mutations += len(batch)
         while written < flights:
-            due = plan.is_due(written, len(self.kills))
+            flights_next, pause = plan.pace(written, len(hunter.kills), serving=hunter.serving)
             with self._app.batch() as batch:
-                for flight in islice(source, plan.chunk(written, len(self.kills))):
+                for flight in islice(source, flights_next):
                     record(batch, flight)
                     written += 1
                 self.mutations += len(batch)
-            if due:
-                self._hunt()
-            self._look(written)
+            time.sleep(pause)
+            self.held_back_seconds += pause
+            hunter.written = written
+            self._look(hunter)
         self.written_at = time.monotonic()
 
     def drain(self, flights: int) -> Status:
@@ -130,7 +135,7 @@ class _Run:
         while found.backlog and time.monotonic() - moved_at < STALL_SECONDS_MAX:
             self._display.update(flights, found.backlog)
             self._fleet.check()
-            time.sleep(TICK_SECONDS)
+            time.sleep(LOOK_SECONDS)
             found = status(self._app)
             if found.backlog < least:
                 least, moved_at = found.backlog, time.monotonic()
@@ -138,31 +143,18 @@ class _Run:
         self._display.update(flights, found.backlog)
         return found
 
-    def _hunt(self) -> None:
-        """Kill the victim as soon as it has entries in flight; give up after a tick."""
-        began = time.monotonic()
-        pid = self._fleet.pid(VICTIM)
-        while not self._pending.entries(pid):
-            if time.monotonic() - began >= TICK_SECONDS:
-                self.held_back_seconds += time.monotonic() - began
-                return
-            time.sleep(LOOK_SECONDS)
-        self._fleet.kill(VICTIM)
-        killed_at = time.monotonic() - self.began_at
-        in_flight = self._pending.entries_of_dead(pid)
-        self._fleet.start(VICTIM)
-        if in_flight:
-            self.kills.append(Kill(seconds=round(killed_at, 3), pid=pid, entries_in_flight=in_flight))
-            self._display.say(f"SIGKILL {len(self.kills)}: flusher {pid} died with {in_flight:,} entries in flight")
-        else:
-            self.missed += 1
-
-    def _look(self, written: int) -> None:
+    def _look(self, hunter: Hunter) -> None:
+        hunter.check()
+        for kill in hunter.kills[self._said :]:
+            self._said += 1
+            self._display.say(
+                f"SIGKILL {self._said}: flusher {kill.pid} died with {kill.entries_in_flight:,} in flight"
+            )
         now = time.monotonic()
         if now - self._looked_at >= STATUS_SECONDS:
             self._looked_at = now
             self._fleet.check()
-            self._display.update(written, status(self._app).backlog)
+            self._display.update(hunter.written, status(self._app).backlog)
 
     def _logs(self) -> str:
         return "\n".join(self._fleet.log_tail(number) for number in range(FLUSHERS))
@@ -185,4 +177,4 @@ def _troubles(last: Status, fleet: Fleet) -> list[str]:
     missing = sum(each.missing_rows for each in last.partitions)
     if missing:
         troubles.append(f"{missing} patches found no row")
-    return troubles + [f"a flusher ended with {code} when asked to stop" for code in fleet.ends if code]
+    return troubles + [f"a flusher ended with {code} when asked to stop" for code in fleet.ends if code not in GRACEFUL]

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import lzma
 from collections.abc import Iterator
 from importlib.resources import files
@@ -44,7 +45,8 @@ def open_text() -> Iterator[TextIO]:
     """Open the file, unpacked, its header first."""
     with (
         files(__package__).joinpath("flights-2013.csv.xz").open("rb") as packed,
-        lzma.open(packed, "rt", encoding="ascii", newline="") as text,
+        lzma.LZMAFile(packed) as unpacked,
+        io.TextIOWrapper(unpacked, encoding="ascii", newline="") as text,
     ):
         yield text
 

@@ -180,13 +180,15 @@ def test_a_plan_has_room_for_every_kill(flights: int, seed: int) -> None:
     assert len(plan.due) == KILLS
     assert sorted(set(plan.due)) == plan.due
     assert not plan.is_due(0, 0)
-    written = ticks = 0
-    while written < flights:
-        chunk = plan.chunk(written, KILLS - 1)
-        assert chunk >= 1
-        ticks += plan.is_due(written, KILLS - 1)
-        written += chunk
-    assert ticks >= 100
+    assert plan.pace(0, 0, serving=True)[1] == 0
+    for serving in (False, True):
+        written, seconds = plan.due[-1], 0.0
+        while written < flights:
+            chunk, pause = plan.pace(written, KILLS - 1, serving=serving)
+            assert chunk >= 1
+            written += chunk
+            seconds += pause
+        assert seconds >= 4
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from writebehind.engine.adapters.declaration import DeclaredTable, declare
@@ -19,7 +20,7 @@ from writebehind.engine.core.coalescing import Changes, TableChanges
 from writebehind.engine.core.payload import Op
 from writebehind.engine.core.values import JsonText
 from writebehind.engine.errors import ConfigurationError, PoisonEntryError
-from writebehind.flushers.bulk import bulk_path, in_foreign_key_order, postgresql, staging
+from writebehind.flushers.bulk import bulk_path, in_foreign_key_order, postgresql, staging, statements
 from writebehind.flushers.bulk.generic import GenericPath
 from writebehind.flushers.bulk.mysql import MySQLPath
 from writebehind.flushers.bulk.path import BulkPath
@@ -76,6 +77,7 @@ class World:
 
 PATHS: dict[str, tuple[str, Callable[[sa.Dialect], BulkPath]]] = {
     "sqlite-upsert": ("sqlite_url", UpsertPath),
+    "sqlite-named": ("sqlite_url", UpsertPath),
     "sqlite-generic": ("sqlite_url", GenericPath),
     "postgresql-copy": ("postgresql_url", CopyPath),
     "postgresql-upsert": ("postgresql_url", UpsertPath),
@@ -99,8 +101,13 @@ def engine_of(url: str) -> sa.Engine:
 
 @pytest.fixture(params=PATHS)
 def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """Each path on each of its databases; COPY also for the few rows of a test."""
+    """Each path on each of its databases; COPY also for the few rows of a test.
+
+    Drivers that want parameters by name and type are not at hand: one database stands in for them.
+    """
     monkeypatch.setattr(postgresql, "COPY_ROWS_MIN", 1)
+    if request.param.endswith("-named"):
+        monkeypatch.setattr(statements, "_positional", lambda clause, dialect: None)
     url, make = PATHS[request.param]
     engine = engine_of(request.getfixturevalue(url))
     yield World(engine=engine, path=make(engine.dialect))
@@ -162,6 +169,7 @@ def everything(metadata: sa.MetaData, *strict: sa.Column[Any]) -> sa.Table:
         sa.Column("span_emulated", sa.Interval(native=False)),
         sa.Column("blob", sa.LargeBinary),
         sa.Column("data", sa.JSON),
+        sa.Column("document", sa.JSON().with_variant(JSONB(), "postgresql")),
         sa.Column("ref", sa.Uuid),
         sa.Column("ref_emulated", sa.Uuid(native_uuid=False)),
         sa.Column("mood", sa.Enum(Mood)),
@@ -188,6 +196,7 @@ def random_values(chance: random.Random) -> Row:
         "span_emulated": timedelta(days=chance.randrange(20), seconds=chance.randrange(5000)),
         "blob": chance.randbytes(chance.randrange(5)),
         "data": JsonText(chance.choice(["null", "[]", '{"a":[1,2.5,"x"]}', '"%"', "1e+23"])),
+        "document": JsonText(chance.choice(["null", '{"a":null}', '["e+"]', "1e+23"])),
         "ref": UUID(int=chance.getrandbits(128), version=4),
         "ref_emulated": UUID(int=chance.getrandbits(128), version=4),
         "mood": chance.choice(["CALM", "WILD"]),
@@ -468,29 +477,29 @@ def test_odd_names(world: World, schema: str | None) -> None:
         sa.Column("Mixed Case", sa.String(20), primary_key=True),
         sa.Column('quo"te`s', sa.String(20)),
         sa.Column("per%cent (%s) %(x)s", sa.Integer),
-        sa.Column("wb_0", sa.Integer),
+        sa.Column("p0", sa.Integer),
         schema=schema,
     )
     declared = world.declare(table)
     first, second = ({"order": n, "Mixed Case": "K"} for n in (1, 2))
     text = declared.plan.key_text
-    rest = {'quo"te`s': "%s", "per%cent (%s) %(x)s": 1, "wb_0": 2}
+    rest = {'quo"te`s': "%s", "per%cent (%s) %(x)s": 1, "p0": 2}
     world.flush(declared, puts(declared, {**first, **rest}))
     world.flush(declared, puts(declared, {**first, **rest}))
     world.flush(
         declared,
         coalesced(
             declared,
-            (Op.PATCH, text(first), {**first, 'quo"te`s': "%%", "wb_0": 5}),
+            (Op.PATCH, text(first), {**first, 'quo"te`s': "%%", "p0": 5}),
             (Op.INCREMENT, text(first), {**first, "per%cent (%s) %(x)s": 3}),
-            (Op.INCREMENT, text(second), {**second, "wb_0": 3}),
+            (Op.INCREMENT, text(second), {**second, "p0": 3}),
             (Op.INSERT, "k", {"order": 3, "Mixed Case": "K"}),
         ),
     )
     world.flush(declared, coalesced(declared, (Op.DELETE, "k", {"order": 3, "Mixed Case": "K"})))
     assert list(world.rows(declared).values()) == [
-        {**first, 'quo"te`s': "%%", "per%cent (%s) %(x)s": 4, "wb_0": 5},
-        {**second, 'quo"te`s': None, "per%cent (%s) %(x)s": None, "wb_0": 3},
+        {**first, 'quo"te`s': "%%", "per%cent (%s) %(x)s": 4, "p0": 5},
+        {**second, 'quo"te`s': None, "per%cent (%s) %(x)s": None, "p0": 3},
     ]
 
 
@@ -701,12 +710,12 @@ def test_updates_of_a_large_table_use_its_index(copying: World) -> None:
         connection.exec_driver_sql("INSERT INTO people SELECT n, n, 0 FROM generate_series(1, 200000) AS n")
     with copying.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("ANALYZE people")
-    increments: list[Mutation] = [(Op.INCREMENT, str(n), {"id": n, "visits": 1}) for n in range(1, 2001)]
-    query = "SELECT seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'people'"
+    increments: list[Mutation] = [(Op.INCREMENT, str(n), {"id": n, "visits": 1}) for n in range(100, 200_001, 100)]
+    query = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'people'"
     with copying.engine.begin() as connection:
         copying.path.apply(connection, declared, coalesced(declared, *increments))
         copying.path.delete(connection, declared, coalesced(declared, (Op.DELETE, "5", {"id": 5})))
-        assert connection.exec_driver_sql(query).scalar_one() == 0
+        assert connection.exec_driver_sql(query).scalar_one() < 5_000
         settings = connection.exec_driver_sql("SHOW enable_hashjoin").scalar_one()
     assert settings == "on"
 

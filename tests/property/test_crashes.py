@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from writebehind.engine import EngineSettings, ReadTimeout, RedisUnavailable, WriteBehind
-from writebehind.engine.adapters.control_tables import partitions
+from writebehind.engine.adapters.control_tables import flushers, partitions
 from writebehind.engine.adapters.log import Acknowledgement, Log
 from writebehind.engine.core.partitioning import partition_of
 from writebehind.engine.core.positions import ORIGIN
@@ -219,7 +219,7 @@ class Mortal(Flusher):
     def _half(self, done: Sequence[Acknowledgement]) -> None:
         """Acknowledge without anything that comes after XACK."""
         Log.acknowledge(
-            self._log, [replace(each, settled={}, offset=ORIGIN, trim_below=None, flushed_rows=0) for each in done]
+            self._log, [replace(each, whole=(), other=(), offset=ORIGIN, trim_below=None, flushed_rows=0) for each in done]
         )
 
     def read(self, entries_max: int) -> Batch | None:
@@ -254,7 +254,9 @@ class Mortal(Flusher):
 
     def _give_up_reading(self) -> None:
         self.ahead = None
-        self._stale_all()
+        for cursor in self.cursors.values():
+            cursor.rewind()
+            cursor.stale = True
 
     def die(self) -> None:
         """Leave everything as a killed process does."""
@@ -411,7 +413,8 @@ class Crashes(RuleBasedStateMachine):
     def thaw(self, number: int) -> None:
         """Let a frozen one go on with its batch, and then die."""
         zombie = self.zombies.pop(number % len(self.zombies))
-        zombie.flush(1, read_ahead=False)
+        if zombie.ahead is not None:
+            zombie.flush(1, read_ahead=False)
         zombie.die()
 
     @rule()
@@ -424,13 +427,14 @@ class Crashes(RuleBasedStateMachine):
 
     def _living(self) -> Mortal:
         if self.flusher is None:
-            self.flusher = Mortal(self.apps[0])
             self._let_leases_expire()
+            self.flusher = Mortal(self.apps[0])
         return self.flusher
 
     def _let_leases_expire(self) -> None:
         with self.apps[0].database.begin() as connection:
             connection.execute(sa.update(partitions).values(lease_until_ms=0))
+            connection.execute(sa.update(flushers).values(seen_until_ms=0))
 
     def flush_everything(self) -> None:
         """Flush until nothing is left."""

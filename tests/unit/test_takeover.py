@@ -17,6 +17,8 @@ def play(
     state: LogState,
     pending: tuple[Sequence[bytes], Sequence[bytes]],
     earlier: Mapping[int, EntryID] | None = None,
+    *,
+    full: bool = False,
 ) -> tuple[list[Effect], Start]:
     """Answer the protocol's effects; return them and where to start."""
     protocol = takeover(offset, earlier or {})
@@ -27,6 +29,8 @@ def play(
             reply = state
         elif isinstance(effects[-1], Claim):
             reply = (list(pending[0]), list(pending[1]))
+        elif isinstance(effects[-1], MakeGroup):
+            reply = not full
         try:
             effects.append(protocol.send(reply))
         except StopIteration as stop:
@@ -62,6 +66,13 @@ def test_a_missing_group_is_made_at_the_offset() -> None:
     effects, start = play(at("5-3"), state("5-9", None), ([], []))
     assert MakeGroup(at("5-3")) in effects
     assert start.group_made
+
+
+def test_a_full_redis_is_read_by_position() -> None:
+    """Where the group is missing and cannot be made, everything up to the end is replayed."""
+    effects, start = play(at("5-3"), state("5-9", None), ([], []), full=True)
+    assert effects == [Inspect(), MakeGroup(at("5-3"))]
+    assert (start.position, start.replay_until, start.served_by_group) == (at("5-3"), at("5-9"), False)
 
 
 def test_the_first_group_is_no_alarm() -> None:

@@ -1,6 +1,6 @@
 -- Append entries to a partition's log and update the records that they change, as one atomic step.
 --
--- KEYS  1 log (stream)   2 meta (hash)   3... one record (hash) for each put, patch, increment, delete, in order
+-- KEYS  1 log (stream)   2 meta (hash)   3... one record (hash) for each operation but 'a', in order
 -- ARGV  1 identity of the primary that this connection speaks to
 --       2 client ID      3 stamp: number of this attempt, growing within the client
 --       4 call ID, the stem of the mutation IDs
@@ -12,7 +12,8 @@
 --             'u' 2k  name value ...                    patch: some columns
 --             'i' 5k  name kind delta low high ...      increment; kind 'i', 'f', 'n<scale>' or 'n'
 --             'd' 0                                     delete
---             'a' 1   table                             insert: no record kept (takes no key)
+--             'n' 1   table                             insert: no record kept; what is there becomes a marker
+--             'a' 1   table                             insert of a row whose key the database makes (takes no key)
 -- Reply the ID of the last entry; the call's entries are contiguous.
 -- Errors, all before any effect on log and records:
 --       TIMELINE   the primary is not the one on which the current epoch began
@@ -224,6 +225,8 @@ for _ = 1, count do
         end
         if op == 'd' then
           replaced(draft, 'tombstone')
+        elseif op == 'n' then
+          if draft.state then replaced(draft, 'marker') end
         elseif op == 'p' or (draft.state ~= 'tombstone' and draft.state ~= 'marker') then
           draft[#draft + 1] = first
           draft[#draft + 1] = last
@@ -246,9 +249,8 @@ for entry = 1, count do
     local op, size = ARGV[at], tonumber(ARGV[at + 1])
     local first, last = at + 2, at + 1 + size
     at = last + 1
-    if op == 'a' then
-      redis.call('HSET', meta, 'inserted:' .. ARGV[first], id)
-    else
+    if op == 'a' or op == 'n' then redis.call('HSET', meta, 'inserted:' .. ARGV[first], id) end
+    if op ~= 'a' then
       local key = KEYS[record]
       record = record + 1
       if op == 'p' then
@@ -256,6 +258,8 @@ for entry = 1, count do
       elseif op == 'd' then
         redis.call('DEL', key)
         redis.call('HSET', key, ':version', id, ':state', 'tombstone')
+      elseif op == 'n' then
+        if redis.call('DEL', key) == 1 then redis.call('HSET', key, ':version', id, ':state', 'marker') end
       elseif op == 'u' then
         local state = redis.call('HGET', key, ':state')
         if state == 'full' then

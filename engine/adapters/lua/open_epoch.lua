@@ -2,7 +2,7 @@
 --
 -- KEYS  1 log (stream)   2 meta (hash)
 -- ARGV  1 identity of the primary, read on this connection just now   2 random byte, 0 to 255
--- Reply the current epoch.
+-- Reply the current epoch. The first one makes the log with its consumer group, which a full Redis would refuse later.
 --
 -- The number is milliseconds * 256 + random byte, or the last epoch plus a random step where that is larger:
 -- unique across histories, so that a replica that never saw the last epoch does not open its twin.
@@ -13,7 +13,9 @@ local log, meta = KEYS[1], KEYS[2]
 local known = redis.call('HMGET', meta, 'identity', 'epoch')
 if known[1] == ARGV[1] then return known[2] end
 local last = '0-0'
-if redis.call('EXISTS', log) == 1 then
+if redis.call('EXISTS', log) == 0 then
+  redis.call('XGROUP', 'CREATE', log, 'flushers', '0', 'MKSTREAM')
+else
   local info = redis.call('XINFO', 'STREAM', log)
   for i = 1, #info, 2 do
     if info[i] == 'last-generated-id' then last = info[i + 1] end
