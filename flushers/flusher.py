@@ -16,7 +16,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import assert_never
@@ -156,7 +156,8 @@ class Flusher:
             return None
         settings = self.settings
         # Who drains wants to be told that there is no more, rather than to wait for it.
-        batch = self._intake.read(cursors, settings.batch_entries_max, IDLE_BLOCK_MS if self._member else DRAIN_BLOCK_MS)
+        block_ms = IDLE_BLOCK_MS if self._member else DRAIN_BLOCK_MS
+        batch = self._intake.read(cursors, settings.batch_entries_max, block_ms)
         lingers = self._member and settings.linger_seconds > 0
         if batch is None or batch.changes.entries * 2 > settings.batch_entries_max or not lingers:
             return batch
@@ -307,8 +308,8 @@ class Flusher:
             self._drop_lost(batch, error)
             if self._passes(error) or cursor.number not in self.cursors:
                 return
-            if len(segment.ids) == 1:
-                self._halt(cursor, segment.ids[0].decode(), error)
+            if len(segment.ids) <= 1:
+                self._halt(cursor, segment.ids[0].decode() if segment.ids else str(segment.end), error)
                 return
             limit = len(segment.ids) // 2
 
@@ -377,6 +378,7 @@ class Flusher:
                     f"namespace {self._app.keys.namespace} is not registered in SQL with {total} partitions",
                     "run 'writebehind init'",
                 )
+            self._drop_taken(self._leases.held())
             share = self._leases.share(members, total) if self._member else total
             self._release_surplus(share)
             for lease in self._leases.take(share - len(self.cursors), avoid=self.cursors.keys()):
@@ -392,9 +394,32 @@ class Flusher:
         for cursor in list(self.cursors.values()):
             if cursor.stale and not self._take_over(cursor):
                 break
+        self._notice_others()
         for cursor in list(self.cursors.values()):
             if cursor.halted is not None and time.monotonic() >= cursor.retry_at:
                 self._isolate(cursor, 1)
+
+    def _drop_taken(self, held: Mapping[int, int]) -> None:
+        """Stop serving what another has taken since: this process may have been frozen."""
+        for cursor in list(self.cursors.values()):
+            if held.get(cursor.number) != cursor.token:
+                logger.warning("partition %d has another holder now", cursor.number)
+                del self.cursors[cursor.number]
+
+    def _notice_others(self) -> None:
+        """Read by position what the group has delivered to another: one who lost the lease and does not know it yet."""
+        served = [cursor for cursor in self.cursors.values() if not cursor.stale and cursor.replay_until is None]
+        try:
+            states = self._log.states([cursor.number for cursor in served])
+        except RedisUnavailable as error:
+            self._lose_redis(error)
+            return
+        for cursor in served:
+            delivered = states[cursor.number].delivered
+            if delivered is None:
+                cursor.stale = True
+            elif delivered > cursor.position:
+                cursor.replay_until = delivered
 
     def _cursor(self, lease: Lease) -> Cursor:
         if lease.previous is not None:

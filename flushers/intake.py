@@ -5,9 +5,12 @@ Invariants:
 1. A segment continues where its cursor stands: sequences are checked, gaps are filled by position, and what cannot
    be found is counted as lost, never passed over in silence.
 2. An entry that cannot be merged begins a new batch; an entry that cannot be read ends the batch before it.
+3. A log that gives nothing is looked at now and then: what was delivered to somebody else is read by position, and
+   entries that were removed with none after them are counted too.
 """
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,7 +18,7 @@ from functools import partial
 from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.adapters.log import Log, RawEntry
 from writebehind.engine.core.coalescing import Changes, TableChanges
-from writebehind.engine.core.contiguity import Lineage, step
+from writebehind.engine.core.contiguity import Lineage, backlog, step
 from writebehind.engine.core.payload import decode
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.errors import ConfigurationError, WriteBehindError
@@ -28,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 ENTRY_BYTES_ASSUMED = 16 * 1024
 """Size of an entry before any was seen: keeps the first batch small where payloads are large."""
+
+LOOK_SECONDS = 1.0
+"""How often to look whether a log that gives nothing really has nothing."""
 
 
 class EntryFailed(Exception):
@@ -72,6 +78,7 @@ class Intake:
         }
         self._bytes_max = bytes_max
         self._entry_bytes = float(ENTRY_BYTES_ASSUMED)
+        self._looked_at = float("-inf")
 
     def read(self, cursors: Sequence[Cursor], entries_max: int, block_ms: int) -> Batch | None:
         """Read the next batch of some partitions, and move their positions to its end.
@@ -125,6 +132,10 @@ class Intake:
                 if len(entries) == count and not by_number[number].stale and by_number[number].replay_until is None
             ]
             left = room - changes.entries
+        if time.monotonic() - self._looked_at >= LOOK_SECONDS:
+            busy = {segment.partition for segment in segments}
+            segments += self._look([cursor for cursor in serving if cursor.number not in busy])
+            self._looked_at = time.monotonic()
         return Batch(segments=_joined(segments), changes=changes) if segments else None
 
     def _take(self, cursor: Cursor, entries: list[RawEntry], changes: Changes, segments: list[Segment]) -> None:
@@ -165,6 +176,44 @@ class Intake:
                 oldest_ms=_made_ms(entries[0]),
             )
         )
+
+    def _look(self, cursors: Sequence[Cursor]) -> list[Segment]:
+        """Find what no later entry would show: entries delivered to another consumer, or gone, with none after them.
+
+        The former, taken by a flusher that did not know yet that its lease was over, are read by position. The latter
+        are stepped over and counted.
+        """
+        segments = []
+        states = self._log.states([cursor.number for cursor in cursors if not cursor.stale])
+        for cursor in cursors:
+            state = states.get(cursor.number)
+            if state is None or state.end is None or not backlog(cursor.position, state.end, state.lineage):
+                continue
+            # Asked later than the end: what was appended since is found, too.
+            if self._log.read_range(cursor.number, cursor.position, None, 1):
+                if state.delivered is not None and state.delivered > cursor.position:
+                    cursor.replay_until = state.delivered
+                continue
+            judged = step(cursor.position, state.end, state.lineage)
+            lost = judged.lost + 1
+            logger.error(
+                "DATA LOSS: partition %d: the last %d entries, after %s up to %s, are not in the log and not in SQL",
+                cursor.number, lost, cursor.position, state.end,
+            )  # fmt: skip
+            start, cursor.expected, cursor.position = cursor.expected, state.end, state.end
+            crossed = start.epoch not in {0, state.end.epoch}
+            segments.append(
+                Segment(
+                    partition=cursor.number,
+                    token=cursor.token,
+                    start=start,
+                    end=state.end,
+                    ids=[],
+                    crossings=[Crossing(applied=start, successor=state.end.epoch, base=judged.base)] if crossed else [],
+                    lost=lost,
+                )
+            )
+        return segments
 
     def _judge(self, cursor: Cursor, entries: Sequence[RawEntry]) -> tuple[list[Crossing], int] | None:
         """Count what is missing; None where the entries have to be read again by position first."""

@@ -95,6 +95,12 @@ class Leases:
                 ).scalar_one()
             )
 
+    def held(self) -> dict[int, int]:
+        """Return the partitions that this holder holds, each with its token."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(sa.select(partitions.c.partition, partitions.c.token).where(self._mine))
+            return {row.partition: row.token for row in rows}
+
     def registered(self) -> int:
         """Return how many partitions of the namespace exist in SQL."""
         with self._engine.connect() as connection:
@@ -106,7 +112,11 @@ class Leases:
         return math.ceil(total / max(1, members))
 
     def take(self, wanted: int, *, avoid: Collection[int] = ()) -> list[Lease]:
-        """Take up to so many partitions that are free or whose lease has expired.
+        """Take up to so many partitions that are free, whose lease has expired, or that this holder has dropped.
+
+        Args:
+            wanted: how many.
+            avoid: the partitions that this holder serves.
 
         Repeat: takes more. Crash: a lease taken and not used expires.
         """
@@ -114,7 +124,12 @@ class Leases:
             return []
         free = sa.and_(
             partitions.c.namespace == self._namespace,
-            sa.or_(partitions.c.holder.is_(None), partitions.c.lease_until_ms < now_ms()),
+            sa.or_(
+                partitions.c.holder.is_(None),
+                partitions.c.lease_until_ms < now_ms(),
+                # Dropped after a fence found another offset: renewed with all others, it would never expire.
+                partitions.c.holder == self._holder,
+            ),
         )
         with self._engine.begin() as connection:
             # Locks are skipped where the database can: the holder of a lock is at work on that partition.
@@ -123,10 +138,16 @@ class Leases:
             leases = []
             for number, previous in [row for row in found if row.partition not in avoid][:wanted]:
                 here = sa.and_(partitions.c.namespace == self._namespace, partitions.c.partition == number)
+                # Whether what halted it is mended, the new holder finds out.
                 taken = connection.execute(
                     sa.update(partitions)
                     .where(here, free)
-                    .values(holder=self._holder, token=partitions.c.token + 1, lease_until_ms=now_ms() + self._ttl_ms)
+                    .values(
+                        holder=self._holder,
+                        token=partitions.c.token + 1,
+                        lease_until_ms=now_ms() + self._ttl_ms,
+                        halted=None,
+                    )
                 )
                 if taken.rowcount != 1:
                     continue
@@ -137,7 +158,7 @@ class Leases:
                         token=row.token,
                         offset=EntryID(row.epoch, row.sequence),
                         earlier=self._earlier(connection, number),
-                        previous=previous,
+                        previous=None if previous == self._holder else previous,
                     )
                 )
         return leases

@@ -10,7 +10,7 @@ from typing import Any
 
 import redis
 
-from writebehind.engine.adapters.links import Links, refusal
+from writebehind.engine.adapters.links import Link, Links, refusal
 from writebehind.engine.adapters.scripts import SETTLE
 from writebehind.engine.core.contiguity import parse_lineage
 from writebehind.engine.core.keys import Keys
@@ -223,12 +223,13 @@ class Log:
             RedisUnavailable: Redis cannot be reached.
         """
         commands: list[tuple[Any, ...]] = []
+        trims: list[tuple[int, EntryID]] = []
         for done in acknowledgements:
             log = self._keys.logs[done.partition]
             if done.ids:
                 commands.append(("XACK", log, GROUP, *done.ids))
             if done.trim_below is not None:
-                commands.append(("XTRIM", log, "MINID", str(done.trim_below)))
+                trims.append((done.partition, done.trim_below))
             for records, whole in ((done.whole, True), (done.other, False)):
                 for start in range(0, len(records), KEYS_PER_SCRIPT):
                     names, versions = zip(*records[start : start + KEYS_PER_SCRIPT], strict=True)
@@ -243,6 +244,7 @@ class Log:
                 commands.append(("HINCRBY", meta, "flushed:rows", done.flushed_rows))
                 commands.append(("HINCRBY", meta, "flushed:batches", 1))
         with self._links.link() as link:
+            commands += self._trimming(link, trims)
             replies = link.pipeline(commands)
             unknown = [
                 ("EVAL", SETTLE.text, *command[2:])
@@ -253,6 +255,20 @@ class Log:
         for reply in replies:
             if isinstance(reply, redis.ResponseError) and refusal(reply).code not in {"OOM", "NOSCRIPT"}:
                 raise _refused(reply) from reply
+
+    def _trimming(self, link: Link, trims: Sequence[tuple[int, EntryID]]) -> list[tuple[Any, ...]]:
+        """Return the commands that trim logs whose history knows the epoch to trim by.
+
+        A failover may have come between the commit and its acknowledgement, and the new primary's epochs may have
+        smaller numbers, where a clock was ahead: trimming by the old number would remove what is not flushed. The
+        link speaks to one history: a connection survives neither a restart nor a failover.
+        """
+        asked = [("HEXISTS", self._keys.metas[number], f"lineage:{below.epoch}") for number, below in trims]
+        return [
+            ("XTRIM", self._keys.logs[number], "MINID", str(below))
+            for (number, below), known in zip(trims, link.pipeline(asked) if asked else (), strict=True)
+            if known == 1
+        ]
 
 
 def _refused(error: redis.ResponseError) -> Exception:

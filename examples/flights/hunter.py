@@ -23,7 +23,8 @@ from writebehind.examples.flights.kills import Kill, Plan
 
 __all__ = ["Hunter"]
 
-LOOK_SECONDS = 0.005
+LOOK_SECONDS, IDLE_SECONDS = 0.005, 0.05
+"""Looking costs the writer's time, so seldom while nothing is due."""
 AIM_SECONDS_MAX = 0.06
 """About as long as a small flush takes, linger included."""
 
@@ -81,16 +82,21 @@ class Hunter:
 
     def _hunt(self) -> None:
         before = 0
-        while not self._stopping.wait(LOOK_SECONDS):
+        while not self._stopping.wait(LOOK_SECONDS if self._due() else IDLE_SECONDS):
+            if self.serving and not self._due():
+                continue
             pid = self._fleet.pid(self._victim)
             now = self._pending.entries(pid)
             self.serving = self.serving or now < before
             before = now
-            if now and self.serving and self._plan.is_due(self.written, len(self.kills)):
+            if now and self.serving and self._due():
                 self._stopping.wait(AIM_SECONDS_MAX * self._chance.random())
                 if self._pending.entries(pid) and not self._stopping.is_set():
                     self._kill(pid)
                     before = 0
+
+    def _due(self) -> bool:
+        return self._plan.is_due(self.written, len(self.kills))
 
     def _kill(self, pid: int) -> None:
         self._fleet.kill(self._victim)

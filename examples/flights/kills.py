@@ -9,9 +9,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["KILLS", "KILLS_REQUIRED", "Kill", "Plan"]
+__all__ = ["KILLS_REQUIRED", "Kill", "Plan"]
 
-KILLS = 4
+KILLS_MIN, KILLS_MAX, FLIGHTS_PER_KILL = 4, 8, 40_000
 KILLS_REQUIRED = 3
 FIRST_SHARE, LAST_SHARE = 0.04, 0.84
 """Between these shares of the replay the kills are due."""
@@ -44,16 +44,21 @@ class Plan:
         flights: how many will be written.
         seed: decides after which flights kills are due.
         chunk_max: flights of one batch at full speed.
+
+    Attributes:
+        kills: how many are planned: one more than needed in a short replay, more in a long one.
+        due: after how many flights each is due.
     """
 
     def __init__(self, flights: int, seed: int, chunk_max: int) -> None:
         chance = random.Random(seed)
-        width = (LAST_SHARE - FIRST_SHARE) / KILLS
+        self.kills = max(KILLS_MIN, min(KILLS_MAX, flights // FLIGHTS_PER_KILL))
+        width = (LAST_SHARE - FIRST_SHARE) / self.kills
         self._flights = flights
         self._chunk = max(1, min(chunk_max, flights // CHUNKS_MIN))
         # In the first part of its slice of the year: the rest is room to find the moment.
         self.due: Sequence[int] = [
-            int(flights * (FIRST_SHARE + width * (number + 0.6 * chance.random()))) for number in range(KILLS)
+            int(flights * (FIRST_SHARE + width * (number + 0.6 * chance.random()))) for number in range(self.kills)
         ]
 
     def is_due(self, written: int, kills: int) -> bool:
@@ -63,7 +68,7 @@ class Plan:
             written: flights so far.
             kills: how many hit so far.
         """
-        return kills < KILLS and written >= self.due[kills]
+        return kills < self.kills and written >= self.due[kills]
 
     def pace(self, written: int, kills: int, *, serving: bool) -> tuple[int, float]:
         """Return how many flights to write next, and for how many seconds to pause after them.
@@ -76,6 +81,6 @@ class Plan:
         if not self.is_due(written, kills):
             return self._chunk, 0.0
         # The flights that are left are shared among the kills that are left; what is used shrinks with what is left.
-        room = (self._flights - written) / (KILLS - kills)
+        room = (self._flights - written) / (self.kills - kills)
         pieces, pause = (BURSTS, BURST_SECONDS) if serving else (TRICKLES, TRICKLE_SECONDS)
         return max(1, min(self._chunk, int(room / pieces))), pause

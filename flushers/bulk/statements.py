@@ -219,8 +219,8 @@ def _quicker(convert: Converter, kind: Kind) -> Converter | None:
     if kind is Kind.BOOLEAN and [convert(True), convert(False)] == [True, False]:  # noqa: FBT003
         return None
     zone = UTC if kind is Kind.DATETIME_UTC else None
-    probes = [(1, 2, 3, 4, 5, 6, 7), (2000, 1, 1), (2345, 12, 31, 23, 59, 59, 999_990)]
-    moments = [datetime(*probe, tzinfo=zone) for probe in probes]
+    probes = datetime(1, 2, 3, 4, 5, 6, 7), datetime(2000, 1, 1), datetime(2345, 12, 31, 23, 59, 59, 999_990)  # noqa: DTZ001
+    moments = [probe.replace(tzinfo=zone) for probe in probes]
     if kind in {Kind.DATETIME, Kind.DATETIME_UTC} and all(convert(moment) == _iso(moment) for moment in moments):
         return _iso
     return convert

@@ -107,7 +107,7 @@ def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     """
     monkeypatch.setattr(postgresql, "COPY_ROWS_MIN", 1)
     if request.param.endswith("-named"):
-        monkeypatch.setattr(statements, "_positional", lambda clause, dialect: None)
+        monkeypatch.setattr(statements, "_positional", lambda *_: None)
     url, make = PATHS[request.param]
     engine = engine_of(request.getfixturevalue(url))
     yield World(engine=engine, path=make(engine.dialect))

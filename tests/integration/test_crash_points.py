@@ -143,6 +143,13 @@ class Mortal(Flusher):
         self._engine.dispose()
 
 
+@pytest.fixture(autouse=True)
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let flushers look again soon when there is nothing to do."""
+    monkeypatch.setattr("writebehind.flushers.flusher.IDLE_BLOCK_MS", 10)
+    monkeypatch.setattr("writebehind.flushers.draining.LOOK_SECONDS", 0.01)
+
+
 @pytest.fixture
 def client(redis_url: str) -> Iterator[Any]:
     """A plain client of the shared Redis."""

@@ -42,6 +42,13 @@ accounts = sa.Table(
 )
 
 
+@pytest.fixture(autouse=True)
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let flushers look again soon when there is nothing to do."""
+    monkeypatch.setattr("writebehind.flushers.flusher.IDLE_BLOCK_MS", 10)
+    monkeypatch.setattr("writebehind.flushers.draining.LOOK_SECONDS", 0.01)
+
+
 @pytest.fixture
 def make(namespace: str) -> Iterator[Factory]:
     """Make engines, and close them."""

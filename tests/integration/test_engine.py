@@ -81,6 +81,13 @@ counters = sa.Table(
 TABLES = [accounts, orders, items, events]
 
 
+@pytest.fixture(autouse=True)
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let flushers look again soon when there is nothing to do."""
+    monkeypatch.setattr("writebehind.flushers.flusher.IDLE_BLOCK_MS", 10)
+    monkeypatch.setattr("writebehind.flushers.draining.LOOK_SECONDS", 0.01)
+
+
 @pytest.fixture
 def make(redis_url: str, namespace: str) -> Iterator[Factory]:
     """Make engines on the shared Redis, and close them."""

@@ -1,0 +1,618 @@
+"""The known-bad variants: what is changed, and which tests must notice.
+
+Each variant is a mistake that systems of this kind have really made, or that one careless line here would make.
+``old`` must occur exactly once in its file: when the code moves on, the variant has to move with it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["MUTANTS", "Edit", "Mutant"]
+
+APPEND = "engine/adapters/lua/append.lua"
+APPENDER = "engine/adapters/appender.py"
+BATCHES = "engine/write_behind.py"
+COALESCING = "engine/core/coalescing.py"
+CONTIGUITY = "engine/core/contiguity.py"
+CURSOR = "flushers/cursor.py"
+FLUSH = "flushers/flush.py"
+FLUSHER = "flushers/flusher.py"
+FSYNC = "engine/adapters/fsync.py"
+INTAKE = "flushers/intake.py"
+LEASES = "flushers/leases.py"
+LINKS = "engine/adapters/links.py"
+LOG = "engine/adapters/log.py"
+OPEN_EPOCH = "engine/adapters/lua/open_epoch.lua"
+PAYLOAD = "engine/core/payload.py"
+READER = "engine/adapters/reader.py"
+ROWS = "engine/adapters/rows.py"
+SETTLE = "engine/adapters/lua/settle.lua"
+TAKEOVER = "recovery/takeover.py"
+TRANSACTION = "flushers/transaction.py"
+
+FAULTS = "tests/integration/test_known_faults.py"
+ENGINE = "tests/integration/test_engine.py"
+LOST = "tests/integration/test_lost_replies.py"
+
+EXCHANGE = """            link.connection.send_packed_command((pack_command(command),), check_health=False)
+            return link.receive(disable_decoding=True)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """A textual change of one file.
+
+    Attributes:
+        path: the file, from the repository's root.
+        old: what is there, exactly once.
+        new: what stands there instead.
+    """
+
+    path: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """A known-bad variant.
+
+    Attributes:
+        name: a short name for ``--only``.
+        harm: what it would do to data.
+        edits: how it differs.
+        tests: test IDs, at least one of which must fail.
+    """
+
+    name: str
+    harm: str
+    edits: Sequence[Edit]
+    tests: Sequence[str]
+
+
+def mutant(name: str, harm: str, path: str, old: str, new: str, *tests: str) -> Mutant:
+    """Make a variant of one edit."""
+    return Mutant(name=name, harm=harm, edits=[Edit(path=path, old=old, new=new)], tests=tests)
+
+
+WRITING = [
+    mutant(
+        "hset-before-xadd",
+        "a refused append leaves a record that the log does not know",
+        APPEND,
+        "  id = redis.call('XADD', log,",
+        "  if ARGV[at + 2] == 'p' then redis.call('HSET', KEYS[record], unpack(ARGV, at + 4, at + 3 + ARGV[at + 3])) end\n"
+        "  id = redis.call('XADD', log,",
+        f"{ENGINE}::test_a_foreign_key_in_redis_leaves_nothing_half_written[log]",
+    ),
+    Mutant(
+        name="pcall-around-writes",
+        harm="a full Redis acknowledges writes that are in no log",
+        edits=[
+            Edit(
+                path=APPEND,
+                old="  id = redis.call('XADD', log, epoch, 'm', count == 1 and call or call .. '.' .. entry, 'p', ARGV[at])",
+                new="  id = redis.pcall('XADD', log, epoch, 'm', count == 1 and call or call .. '.' .. entry, 'p', ARGV[at])\n"
+                "  if type(id) == 'table' then id = known[2] .. '-0' end",
+            ),
+            Edit(
+                path=APPEND,
+                old="redis.call('HSET', key, ':version', id, ':state', 'full',",
+                new="redis.pcall('HSET', key, ':version', id, ':state', 'full',",
+            ),
+        ],
+        tests=[f"{ENGINE}::test_a_full_redis_refuses_whole_writes_and_drains"],
+    ),
+    Mutant(
+        name="pcall-around-hset",
+        harm="an entry without its record: reads do not see an accepted write",
+        edits=[
+            Edit(
+                path=APPEND,
+                old="draft = {state = redis.call('HGET', key, ':state')}",
+                new="draft = {state = redis.pcall('HGET', key, ':state')}",
+            ),
+            Edit(
+                path=APPEND,
+                old="redis.call('HSET', key, ':version', id, ':state', 'full',",
+                new="redis.pcall('HSET', key, ':version', id, ':state', 'full',",
+            ),
+        ],
+        tests=[f"{ENGINE}::test_a_foreign_key_in_redis_leaves_nothing_half_written[record]"],
+    ),
+    mutant(
+        "maxlen-on-xadd",
+        "entries that no flusher has read give way to newer ones",
+        APPEND,
+        "redis.call('XADD', log, epoch,",
+        "redis.call('XADD', log, 'MAXLEN', 100, epoch,",
+        f"{FAULTS}::test_the_log_keeps_what_is_not_flushed",
+    ),
+    mutant(
+        "identity-not-checked",
+        "after a failover two histories share an epoch, and IDs are given twice",
+        APPEND,
+        "if known[1] ~= ARGV[1] then",
+        "if not known[1] then",
+        f"{FAULTS}::test_another_primary_opens_an_epoch",
+    ),
+    mutant(
+        "epochs-1-2-3",
+        "a Redis that lost everything begins epoch 1 again: its entries pass for flushed ones",
+        OPEN_EPOCH,
+        "if epoch <= floor then epoch = floor + 1 + tonumber(ARGV[2]) end",
+        "epoch = floor + 1",
+        f"{FAULTS}::test_an_emptied_redis_opens_an_epoch_that_never_was",
+    ),
+    mutant(
+        "dirty-record-expires",
+        "a record written again keeps its time to live: evicted, an old row is read in its place",
+        APPEND,
+        "      redis.call('PERSIST', key)\n",
+        "",
+        f"{ENGINE}::test_only_flushed_records_expire",
+    ),
+    mutant(
+        "no-tombstone",
+        "until its delete is flushed, a deleted record is read from SQL again",
+        APPEND,
+        "        redis.call('HSET', key, ':version', id, ':state', 'tombstone')\n",
+        "",
+        f"{ENGINE}::test_a_deleted_record_stays_deleted",
+    ),
+    mutant(
+        "marker-not-awaited",
+        "a read after a cold increment gives the row of before",
+        READER,
+        "if needed > watermark and not",
+        "if state is Standing.OVERLAY and needed > watermark and not",
+        f"{ENGINE}::test_a_cold_increment_is_read_after_its_flush",
+    ),
+    mutant(
+        "batch-overtaken",
+        "a refused call is overtaken by the partition's next one: order is lost",
+        BATCHES,
+        "                if not isinstance(result, Exception)\n            }",
+        "                if made and result\n            }",
+        f"{FAULTS}::test_a_call_is_not_overtaken_by_the_next_one",
+    ),
+    mutant(
+        "receipts-shifted",
+        "receipts of a batch speak of their neighbours' entries",
+        BATCHES,
+        "first = int(last) - len(receipts) + 1",
+        "first = int(last) - len(receipts)",
+        f"{FAULTS}::test_receipts_of_a_batch_name_their_own_entries",
+    ),
+    mutant(
+        "naive-datetime-gets-a-zone",
+        "a datetime without a zone comes out of the log with one",
+        PAYLOAD,
+        "    return Ext(1, _INT64.pack((value - _EPOCH) // _MICROSECOND))",
+        "    from datetime import UTC\n\n    return value.replace(tzinfo=UTC)",
+        "tests/unit/test_payload.py::test_mutation",
+    ),
+    mutant(
+        "aware-datetime-loses-its-zone",
+        "a datetime with a zone comes out of the log without one",
+        PAYLOAD,
+        "    if value.tzinfo is not None:\n        return value\n",
+        "    value = value.replace(tzinfo=None)\n",
+        "tests/unit/test_payload.py::test_mutation",
+    ),
+]
+
+RETRIES = [
+    Mutant(
+        name="client-repeats-writes",
+        harm="the client's own retries send a write again whose reply was lost: it is applied twice",
+        edits=[
+            Edit(
+                path=APPENDER,
+                old=EXCHANGE,
+                new="""            def exchange():
+                link.connection.send_packed_command((pack_command(command),), check_health=False)
+                return link.receive(disable_decoding=True)
+
+            from redis.backoff import NoBackoff
+            from redis.retry import Retry
+
+            return Retry(NoBackoff(), 3).call_with_retry(exchange, lambda _: link.connection.disconnect())""",
+            ),
+        ],
+        tests=[f"{LOST}::test_a_write_survives_one_fault[Fault.CUT_AFTER-increment-0]"],
+    ),
+    mutant(
+        "client-repeats-connecting",
+        "a write takes many times its timeout, because the client connects again and again below it",
+        LINKS,
+        "Retry(NoBackoff(), 0)",
+        "Retry(NoBackoff(), 3)",
+        f"{FAULTS}::test_a_connection_is_tried_once",
+    ),
+    mutant(
+        "retry-under-another-id",
+        "a retry does not find its first attempt: the write is applied twice",
+        APPENDER,
+        "            call.call_id,\n            anchor,",
+        "            self.call_id(),\n            anchor,",
+        f"{LOST}::test_a_write_survives_one_fault[Fault.CUT_AFTER-increment-0]",
+    ),
+    mutant(
+        "retry-without-search",
+        "a retry does not look for its first attempt: the write is applied twice",
+        APPENDER,
+        'command = appender.command(link, self._call, self._anchor if self.fenced else b"")',
+        'command = appender.command(link, self._call, b"")',
+        f"{LOST}::test_a_write_survives_one_fault[Fault.CUT_AFTER-increment-0]",
+    ),
+    mutant(
+        "retry-without-fence",
+        "the first attempt arrives after the retry: the write is applied twice",
+        APPEND,
+        "  redis.call('HSET', meta, 'fence:' .. ARGV[2], ARGV[3])\n",
+        "",
+        f"{LOST}::test_a_write_survives_one_fault[Fault.DELAY-increment-0]",
+    ),
+    mutant(
+        "fence-not-checked",
+        "the first attempt arrives after the retry: the write is applied twice",
+        APPEND,
+        "if known[3] and tonumber(known[3]) > tonumber(ARGV[3]) then",
+        "if false then",
+        f"{LOST}::test_a_write_survives_one_fault[Fault.DELAY-increment-0]",
+    ),
+    mutant(
+        "search-gives-up-silently",
+        "a first attempt too far back is taken for lost: the write is applied twice",
+        APPEND,
+        "      return redis.error_reply('UNSEARCHED the log is longer than the search')",
+        "      break",
+        f"{LOST}::test_a_log_too_long_to_search_makes_the_outcome_unknown",
+    ),
+    mutant(
+        "unknown-outcome-called-nothing",
+        "a write that may be in the log is reported as not written",
+        "engine/core/appending.py",
+        "            lost = reply.error\n",
+        "            lost = None\n",
+        "tests/unit/test_appending.py::test_nothing_written_is_said_only_when_certain",
+    ),
+    mutant(
+        "waitaof-not-compared",
+        "a write passes for fsynced when only time ran out",
+        FSYNC,
+        "on_disk = answers[0][0] >= 1",
+        "on_disk = True",
+        f"{FAULTS}::test_a_confirmation_is_compared_with_what_was_asked",
+    ),
+    mutant(
+        "wait-not-compared",
+        "a write passes for replicated when only time ran out",
+        FSYNC,
+        "level < Durability.REPLICATED or answers[-1] >= replicas",
+        "level < Durability.REPLICATED or answers[-1] >= 0",
+        f"{FAULTS}::test_a_confirmation_is_compared_with_what_was_asked",
+    ),
+    mutant(
+        "waitaof-trusted-unseen",
+        "a server that confirms before any fsync is believed",
+        FSYNC,
+        "slow += elapsed >= SLOW_SECONDS",
+        "slow += 1",
+        f"{FAULTS}::test_a_waitaof_that_answers_at_once_is_not_trusted",
+    ),
+]
+
+FLUSHING = [
+    mutant(
+        "acknowledged-before-commit",
+        "a crash in between leaves entries that nobody will deliver again",
+        FLUSH,
+        "        yield Commit()\n",
+        "        yield Acknowledge(batch)\n        yield Commit()\n",
+        f"{FAULTS}::test_nothing_shows_before_the_commit[Commit]",
+    ),
+    mutant(
+        "offset-in-another-transaction",
+        "a crash between offset and rows loses the rows",
+        TRANSACTION,
+        "            self._note(segments)\n            return Fenced.MOVED",
+        "            self._note(segments)\n            connection.commit()\n            connection.begin()\n"
+        "            return Fenced.MOVED",
+        f"{FAULTS}::test_nothing_shows_before_the_commit[Write]",
+    ),
+    mutant(
+        "rows-before-offset",
+        "a crash between rows and offset applies the rows twice",
+        TRANSACTION,
+        "        if missing:\n            first = batch.segments[0].partition",
+        "        connection.commit()\n        connection.begin()\n"
+        "        if missing:\n            first = batch.segments[0].partition",
+        f"{FAULTS}::test_nothing_shows_before_the_commit[Commit]",
+    ),
+    mutant(
+        "watermark-before-commit",
+        "readers load a row that is not there yet, and receipts say PERSISTED too early",
+        FLUSHER,
+        "                return self._transaction.fence(batch.segments)",
+        "                with self._links.link() as link:\n"
+        "                    for each in batch.segments:\n"
+        "                        meta = self._app.keys.metas[each.partition]\n"
+        '                        link.command("HSET", meta, "watermark", str(each.end))\n'
+        "                return self._transaction.fence(batch.segments)",
+        f"{FAULTS}::test_nothing_shows_before_the_commit[Write]",
+    ),
+    mutant(
+        "database-error-swallowed",
+        "the offset moves past rows that the database refused",
+        TRANSACTION,
+        "            missing += self._path.apply(connection, declared, batch.changes.tables[declared.entity.name])",
+        "            try:\n"
+        "                missing += self._path.apply("
+        "connection, declared, batch.changes.tables[declared.entity.name])\n"
+        "            except sa.exc.DBAPIError:\n"
+        "                pass",
+        f"{FAULTS}::test_a_refused_row_holds_its_partition[sqlite]",
+    ),
+    mutant(
+        "aborted-transaction-committed",
+        "COMMIT of an aborted PostgreSQL transaction succeeds and stores nothing",
+        TRANSACTION,
+        "            missing += self._path.apply(connection, declared, batch.changes.tables[declared.entity.name])",
+        "            try:\n"
+        "                missing += self._path.apply("
+        "connection, declared, batch.changes.tables[declared.entity.name])\n"
+        "            except sa.exc.DBAPIError:\n"
+        "                pass",
+        f"{FAULTS}::test_a_refused_row_holds_its_partition[postgresql]",
+    ),
+    mutant(
+        "lock-timeout-swallowed",
+        "MariaDB's 1205 undoes one statement only: the offset moves past its rows",
+        TRANSACTION,
+        "            missing += self._path.apply(connection, declared, batch.changes.tables[declared.entity.name])",
+        "            try:\n"
+        "                missing += self._path.apply("
+        "connection, declared, batch.changes.tables[declared.entity.name])\n"
+        "            except sa.exc.OperationalError as error:\n"
+        "                if error.orig.args[0] != 1205:\n"
+        "                    raise",
+        f"{FAULTS}::test_a_lock_that_is_not_granted_in_time_skips_nothing",
+    ),
+    mutant(
+        "fence-ignores-its-answer",
+        "a batch is committed though the fence found another holder or offset",
+        FLUSH,
+        "if fenced is Fenced.MOVED:",
+        "if fenced is not Fenced.ALREADY:",
+        f"{FAULTS}::test_a_holder_that_was_succeeded_commits_nothing",
+    ),
+    mutant(
+        "fence-ignores-rowcount",
+        "a batch is committed though the fence moved no offset",
+        TRANSACTION,
+        "if moved.rowcount == len(segments):",
+        "if moved.rowcount >= 0:",
+        f"{FAULTS}::test_a_holder_that_was_succeeded_commits_nothing",
+    ),
+    mutant(
+        "fence-without-token",
+        "a frozen flusher that goes on commits beside its successor",
+        TRANSACTION,
+        '            known.token == _number(f"token_{number}"),',
+        '            sa.or_(known.token == _number(f"token_{number}"), sa.true()),',
+        f"{FAULTS}::test_a_holder_that_was_succeeded_commits_nothing",
+    ),
+    mutant(
+        "fence-without-offset",
+        "a commit whose outcome was unknown is repeated: increments and inserts count twice",
+        TRANSACTION,
+        '            known.epoch == _number(f"start_epoch_{number}"),\n'
+        '            known.sequence == _number(f"start_sequence_{number}"),',
+        '            sa.or_(known.epoch == _number(f"start_epoch_{number}"), sa.true()),\n'
+        '            sa.or_(known.sequence == _number(f"start_sequence_{number}"), sa.true()),',
+        f"{FAULTS}::test_a_batch_committed_before_is_not_applied_again",
+    ),
+    mutant(
+        "any-offset-passes-for-committed",
+        "after a rollback of SQL a batch is acknowledged and never applied",
+        TRANSACTION,
+        "found.get(segment.partition) == (segment.token, *segment.end)",
+        "found.get(segment.partition, (0,))[0] == segment.token",
+        f"{FAULTS}::test_another_offset_is_no_earlier_commit",
+    ),
+    mutant(
+        "ids-compared-across-histories",
+        "after a failover new writes stand below the offset of the old history and are dropped",
+        INTAKE,
+        "        start = cursor.position\n",
+        "        entries = [entry for entry in entries if EntryID.parse(entry[0]) > cursor.committed]\n"
+        "        if not entries:\n            return\n        start = cursor.position\n",
+        f"{FAULTS}::test_a_history_with_smaller_numbers_is_flushed",
+    ),
+    mutant(
+        "offset-of-another-history",
+        "what was delivered of a new history is not replayed, because the old one's offset is above it",
+        CONTIGUITY,
+        "    position = offset\n    seen: set[int] = set()",
+        "    return offset\n    seen: set[int] = set()",
+        "tests/unit/test_contiguity.py::test_reading_begins_where_the_histories_parted",
+        f"{FAULTS}::test_a_history_with_smaller_numbers_is_flushed[True]",
+    ),
+    mutant(
+        "receipts-compared-across-histories",
+        "a lost write is reported as persisted",
+        ROWS,
+        "if offset is not None and offset.epoch == entry_id.epoch:",
+        "if offset is not None:",
+        f"{FAULTS}::test_a_lost_write_is_not_called_persisted",
+    ),
+    mutant(
+        "gaps-passed-over",
+        "entries that are missing from the log are not missed by anybody",
+        CONTIGUITY,
+        "return Step(lost=found.sequence - position.sequence - 1)",
+        "return Step()",
+        f"{FAULTS}::test_a_removed_entry_is_counted",
+    ),
+    mutant(
+        "trimmed-above-the-offset",
+        "entries that were read ahead are trimmed before they are in SQL",
+        CURSOR,
+        "return EntryID(point.epoch, point.sequence + 1)",
+        "return EntryID(self.position.epoch, self.position.sequence + 1)",
+        f"{FAULTS}::test_only_what_sql_has_is_trimmed",
+    ),
+    mutant(
+        "settled-whatever-the-version",
+        "a record written since the batch was read may be evicted before it is in SQL",
+        SETTLE,
+        "  if redis.call('HGET', KEYS[i], ':version') == ARGV[i + 2] then",
+        "  if redis.call('HGET', KEYS[i], ':version') then",
+        f"{ENGINE}::test_a_record_written_since_its_flush_does_not_expire",
+    ),
+    mutant(
+        "removed-whatever-the-version",
+        "a record deleted or patched since the batch was read is forgotten before it is in SQL",
+        SETTLE,
+        "  if known[1] == ARGV[i + 2] then",
+        "  if known[1] then",
+        f"{FAULTS}::test_a_change_after_the_batch_survives_its_settlement",
+    ),
+]
+
+HOLDING = [
+    Mutant(
+        name="tokens-from-redis",
+        harm="a Redis that was rolled back hands out a fencing token twice",
+        edits=[
+            Edit(
+                path=FLUSHER,
+                old="        self._transaction = Transaction(",
+                new="        self._leases.mint = self._mint\n        self._transaction = Transaction(",
+            ),
+            Edit(
+                path=FLUSHER,
+                old="    # Serving\n",
+                new="    def _mint(self, number):\n"
+                "        with self._links.link() as link:\n"
+                '            return int(link.command("INCR", self._app.keys.stems[number] + "token"))\n\n'
+                "    # Serving\n",
+            ),
+            Edit(path=LEASES, old="token=partitions.c.token + 1", new="token=self.mint(number)"),
+        ],
+        tests=[f"{FAULTS}::test_tokens_grow_though_redis_forgets"],
+    ),
+    mutant(
+        "token-does-not-grow",
+        "a frozen flusher that goes on cannot be told from its successor",
+        LEASES,
+        "token=partitions.c.token + 1",
+        "token=partitions.c.token",
+        f"{FAULTS}::test_tokens_grow_though_redis_forgets",
+    ),
+    mutant(
+        "live-lease-taken",
+        "two flushers chase each other off a partition",
+        LEASES,
+        "                partitions.c.lease_until_ms < now_ms(),",
+        "                partitions.c.holder != self._holder,",
+        f"{FAULTS}::test_a_lease_that_lives_is_left_alone",
+    ),
+    mutant(
+        "lease-of-another-released",
+        "a flusher that was succeeded takes the partition from its successor",
+        LEASES,
+        ".where(self._mine, partitions.c.partition == number, partitions.c.token == token)\n"
+        "                    .values(holder=None",
+        ".where(partitions.c.namespace == self._namespace, partitions.c.partition == number)\n"
+        "                    .values(holder=None",
+        f"{FAULTS}::test_a_lease_of_another_is_not_released",
+    ),
+    mutant(
+        "group-rebuilt-at-the-end",
+        "entries from before the new group are never delivered",
+        LOG,
+        'start = "0" if position == ORIGIN else str(position)',
+        'start = "$"',
+        f"{FAULTS}::test_a_group_that_is_gone_is_rebuilt_where_sql_stands",
+    ),
+    mutant(
+        "pending-not-claimed",
+        "entries of the dead stay pending for ever",
+        TAKEOVER,
+        "    pending = yield Claim()\n",
+        "    pending = ([], [])\n",
+        f"{FAULTS}::test_what_was_committed_and_not_acknowledged_is_acknowledged",
+    ),
+    mutant(
+        "claimed-and-acknowledged",
+        "a takeover acknowledges what is not in SQL",
+        TAKEOVER,
+        "    return entry <= position",
+        "    return True",
+        f"{FAULTS}::test_what_the_dead_had_read_is_replayed",
+    ),
+    mutant(
+        "delivered-not-replayed",
+        "what a dead flusher had read waits until a later entry shows the gap",
+        TAKEOVER,
+        "replay_until=delivered if delivered > position else None",
+        "replay_until=None",
+        f"{FAULTS}::test_what_the_dead_had_read_is_replayed",
+    ),
+]
+
+COALESCED = [
+    mutant(
+        "patch-lost-after-put",
+        "a patch of a record put in the same batch vanishes",
+        COALESCING,
+        "            row.update(values)\n        elif key not in self.deletes:",
+        "            pass\n        elif key not in self.deletes:",
+        "tests/unit/test_coalescing.py::test_a_put_takes_in_patches_and_increments",
+    ),
+    mutant(
+        "increment-overwrites",
+        "of several increments in a batch only the last one counts",
+        COALESCING,
+        "increments = self._sums(self.delta_adders, update.increments, increments)",
+        "increments = self._sums(self.delta_adders, {}, increments)",
+        "tests/unit/test_coalescing.py::test_patches_merge_and_increments_add_up",
+    ),
+    mutant(
+        "put-lost-after-delete",
+        "a record put after its delete in the same batch vanishes",
+        COALESCING,
+        "        if self.deletes:\n            self.deletes.pop(key, None)",
+        "",
+        "tests/unit/test_coalescing.py::test_a_row_after_a_delete_replaces_it",
+    ),
+    mutant(
+        "group-merged-in-part",
+        "half of an atomic group whose other half is poison lands",
+        COALESCING,
+        "            for undo in undos:\n                undo()\n",
+        "",
+        "tests/unit/test_coalescing.py::test_a_group_is_merged_whole_or_not_at_all",
+    ),
+    mutant(
+        "upsert-on-any-unique-index",
+        "MySQL's upsert overwrites another row that has the same unique value",
+        "flushers/bulk/mysql.py",
+        "        if not self._has_one_unique_key(connection, declared):",
+        "        if False:",
+        "tests/integration/test_bulk.py::test_a_unique_index_that_the_model_does_not_know",
+    ),
+    mutant(
+        "upsert-by-replace",
+        "SQLite's INSERT OR REPLACE deletes another row that has the same unique value",
+        "flushers/bulk/upsert.py",
+        "insert.on_conflict_do_update(index_elements=target.key, set_=sets)",
+        'insert.prefix_with("OR REPLACE")',
+        f"{FAULTS}::test_a_row_is_not_overwritten_by_another_keys",
+    ),
+]
+
+MUTANTS = (*WRITING, *RETRIES, *FLUSHING, *HOLDING, *COALESCED)
