@@ -101,4 +101,5 @@ def supervise(arguments: Sequence[str], processes: int) -> int:
     for child in children.values():
         if child.stdin is not None:
             child.stdin.close()
-    return 0 if all(code == 0 for code in codes) else 1
+    # A child that was still starting dies of the signal; it held nothing yet.
+    return 0 if all(code in {0, -signal.SIGTERM} for code in codes) else 1

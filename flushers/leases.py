@@ -23,8 +23,15 @@ import sqlalchemy as sa
 
 from writebehind.engine.adapters.control_tables import epochs, flushers, now_ms, partitions
 from writebehind.engine.core.positions import EntryID
+from writebehind.flushers.sessions import APPLICATION_NAME, IDLE_SHARE
 
 __all__ = ["Lease", "Leases"]
+
+_END_FROZEN = sa.text(
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND usename = current_user"
+    " AND application_name = :name AND xact_start IS NOT NULL AND wait_event = 'ClientRead'"
+    " AND state_change < clock_timestamp() - make_interval(secs => :idle)"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,6 +138,7 @@ class Leases:
                 partitions.c.holder == self._holder,
             ),
         )
+        self._end_frozen_sessions()
         with self._engine.begin() as connection:
             # Locks are skipped where the database can: the holder of a lock is at work on that partition.
             query = sa.select(partitions.c.partition, partitions.c.holder).where(free).with_for_update(skip_locked=True)
@@ -162,6 +170,17 @@ class Leases:
                     )
                 )
         return leases
+
+    def _end_frozen_sessions(self) -> None:
+        """End sessions of flushers that hold locks and say nothing, where the server does not do it by itself.
+
+        PostgreSQL forgets ``idle_in_transaction_session_timeout`` while a client is inside COPY, and after a pipeline,
+        which psycopg's ``executemany`` is. To end a session is to roll its transaction back: its flusher tries again.
+        """
+        if self._engine.dialect.name != "postgresql":
+            return
+        with self._engine.begin() as connection:
+            connection.execute(_END_FROZEN, {"name": APPLICATION_NAME, "idle": self._ttl_ms * IDLE_SHARE / 1000})
 
     def _earlier(self, connection: sa.Connection, number: int) -> dict[int, EntryID]:
         rows = connection.execute(

@@ -9,7 +9,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-__all__ = ["flusher_engine"]
+__all__ = ["APPLICATION_NAME", "IDLE_SHARE", "flusher_engine"]
+
+APPLICATION_NAME = "writebehind flusher"
+"""By which PostgreSQL shows the sessions of flushers."""
+
+IDLE_SHARE = 0.8
+"""Share of the lease TTL for which a session may idle inside a transaction."""
 
 
 def flusher_engine(url: sa.URL, lease_ttl_seconds: float) -> sa.Engine:
@@ -34,8 +40,9 @@ def flusher_engine(url: sa.URL, lease_ttl_seconds: float) -> sa.Engine:
 
 
 def _postgresql(lease_ttl_seconds: float) -> list[str]:
-    idle = int(lease_ttl_seconds * 800)
+    idle = int(lease_ttl_seconds * 1000 * IDLE_SHARE)
     return [
+        f"SET application_name = '{APPLICATION_NAME}'",
         f"SET idle_in_transaction_session_timeout = {idle}",
         f"SET lock_timeout = {int(lease_ttl_seconds * 2000)}",
         "SET statement_timeout = 60000",
@@ -47,7 +54,7 @@ def _mysql(lease_ttl_seconds: float) -> list[str]:
         f"SET SESSION innodb_lock_wait_timeout = {max(1, int(lease_ttl_seconds * 2))}",
         "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",  # the variable's name differs before MariaDB 11.1
         # MariaDB's own; MySQL takes the comment for nothing and has no such setting.
-        f"/*M! SET SESSION idle_transaction_timeout = {max(1, int(lease_ttl_seconds * 0.8))} */",
+        f"/*M! SET SESSION idle_transaction_timeout = {max(1, int(lease_ttl_seconds * IDLE_SHARE))} */",
     ]
 
 

@@ -99,6 +99,12 @@ class Proxy:
             self.port = self._listener.getsockname()[1]
             self._start(self._serve, self._listener)
 
+    def retarget(self, port: int) -> None:
+        """Lead to another server, as an address does after a failover; open connections break."""
+        self.refuse()
+        self._target = ("127.0.0.1", port)
+        self.accept()
+
     def close(self) -> None:
         """End everything."""
         self.refuse()

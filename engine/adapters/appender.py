@@ -25,12 +25,13 @@ from writebehind.engine.core.appending import (
     append,
 )
 from writebehind.engine.core.keys import Keys
-from writebehind.engine.errors import WriteBehindError
+from writebehind.engine.errors import RedisUnavailable, WriteBehindError
 
 __all__ = ["Appender"]
 
 PAUSE_SECONDS = 0.005
 PAUSE_SECONDS_MAX = 0.5
+FENCE_ONLY = b"+"
 
 
 class Appender:
@@ -80,7 +81,7 @@ class Appender:
     def append_all(self, calls: Sequence[Call]) -> list[tuple[bytes, bytes] | Exception]:
         """Append calls of different partitions in one round trip; failures stand in their place."""
         anchors = [self._anchor(call) for call in calls]
-        first = self._run_all(calls, anchors)
+        first = self._run_all(calls)
         results: list[tuple[bytes, bytes] | Exception] = []
         for call, anchor, (identity, reply, fenced) in zip(calls, anchors, first, strict=True):
             if type(reply) is bytes:
@@ -93,7 +94,7 @@ class Appender:
                 results.append(error)
         return results
 
-    def _run_all(self, calls: Sequence[Call], anchors: Sequence[bytes]) -> list[tuple[bytes, Reply, bool]]:
+    def _run_all(self, calls: Sequence[Call]) -> list[tuple[bytes, Reply, bool]]:
         try:
             link = self.links.take()
         except redis.RedisError as error:
@@ -102,8 +103,8 @@ class Appender:
         fenced = [call.partition in self.suspect for call in calls]
         try:
             packed = [
-                pack_command(self.command(link, call, anchor if fence else b""))
-                for call, anchor, fence in zip(calls, anchors, fenced, strict=True)
+                pack_command(self.command(link, call, FENCE_ONLY if fence else b""))
+                for call, fence in zip(calls, fenced, strict=True)
             ]
             link.connection.send_packed_command((b"".join(packed),), check_health=False)
             for fence in fenced:
@@ -121,8 +122,25 @@ class Appender:
         return replies
 
     def _anchor(self, call: Call) -> bytes:
-        """Return an entry below which the call cannot stand; to be asked before its first attempt."""
-        return self._last.get(call.partition, b"0-0")
+        """Return an entry above which the call will stand; to be asked before its first attempt.
+
+        Where this client knows none of the partition yet, it asks once: a retry that does not know where to begin
+        could not tell an entry that was never there from one that was flushed and trimmed.
+        """
+        known = self._last.get(call.partition)
+        if known is None:
+            known = self._last[call.partition] = self._end(call.partition)
+        return known
+
+    def _end(self, partition: int) -> bytes:
+        try:
+            with self.links.link() as link:
+                reply = link.command("XINFO", "STREAM", self.keys.logs[partition])
+        except (redis.ResponseError, RedisUnavailable):
+            # No log yet, or nobody to ask: then nothing is sent either, or it will not be found by searching.
+            return b"0-0"
+        facts = dict(zip(reply[::2], reply[1::2], strict=False))
+        return bytes(facts[b"last-generated-id"])
 
     def _drive(self, call: Call, anchor: bytes, reply: Reply = None) -> tuple[bytes, bytes]:
         protocol = append()
@@ -151,7 +169,7 @@ class Appender:
         return reply
 
     def command(self, link: Link, call: Call, anchor: bytes) -> tuple[Any, ...]:
-        """Return one attempt as a command; an anchor makes it a retry."""
+        """Return one attempt as a command; an anchor makes it a retry, FENCE_ONLY makes it overtake older calls."""
         partition = call.partition
         return (
             b"EVALSHA",
@@ -216,7 +234,8 @@ class _Performance:
         link = self._link
         self.identity = link.identity
         self.fenced = effect.retry or self._call.partition in appender.suspect
-        command = appender.command(link, self._call, self._anchor if self.fenced else b"")
+        anchor = self._anchor if effect.retry else FENCE_ONLY if self.fenced else b""
+        command = appender.command(link, self._call, anchor)
         try:
             link.connection.send_packed_command((pack_command(command),), check_health=False)
             return link.receive(disable_decoding=True)  # type: ignore[no-any-return]

@@ -18,6 +18,9 @@ from writebehind.engine.errors import ValidationError
 
 __all__ = ["Composer", "Entry", "call", "chunks"]
 
+INCREMENTING = frozenset({Op.INCREMENT, Op.GROUP})
+"""Operations that may increment: the script checks more for them."""
+
 Member = tuple[int, str, str, dict[str, Any]]
 
 
@@ -152,7 +155,8 @@ class Composer:
 def call(partition: int, call_id: str, entries: Sequence[Entry]) -> Call:
     """Put entries of one partition into one script call."""
     records: list[str] = []
-    arguments: list[Any] = [len(entries)]
+    increments = any(entry.member[0] in INCREMENTING for entry in entries)
+    arguments: list[Any] = [len(entries), int(increments)]
     payload_bytes = 0
     for entry in entries:
         records += entry.records

@@ -313,6 +313,14 @@ def test_processes_share_the_partitions(shop: Shop) -> None:
     assert shop.rows() == dict.fromkeys(KEYS, 2)
 
 
+def test_a_signal_while_the_flushers_start(shop: Shop) -> None:
+    """Flushers that are told to end before they serve are no failure."""
+    with shop.running("--processes", "2") as daemon:
+        until(lambda: len(daemon.children()) == 2)
+        assert daemon.end() == 0
+    assert shop.holders() == [None] * PARTITIONS
+
+
 def test_flushers_end_when_their_parent_is_killed(shop: Shop) -> None:
     """No flusher is left behind by a SIGKILL of the process that keeps them."""
     with shop.running("--processes", "2") as daemon:

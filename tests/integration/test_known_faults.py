@@ -382,6 +382,9 @@ def test_a_group_that_is_gone_is_rebuilt_where_sql_stands(
     increment(app, 3)
     client.xgroup_destroy(app.keys.logs[0], GROUP)
     only = flusher()
+    only.serve()
+    (group,) = client.xinfo_groups(app.keys.logs[0])
+    assert group["last-delivered-id"].decode() == status(app).partitions[0].offset
     only.commit(only.read())
     assert balances(app) == {1: 5}
     assert pending(client, app) == 0

@@ -81,7 +81,9 @@ WRITING = [
         "a refused append leaves a record that the log does not know",
         APPEND,
         "  id = redis.call('XADD', log,",
-        "  if ARGV[at + 2] == 'p' then redis.call('HSET', KEYS[record], unpack(ARGV, at + 4, at + 3 + ARGV[at + 3])) end\n"
+        "  if ARGV[at + 2] == 'p' then\n"
+        "    redis.call('HSET', KEYS[record], unpack(ARGV, at + 4, at + 3 + ARGV[at + 3]))\n"
+        "  end\n"
         "  id = redis.call('XADD', log,",
         f"{ENGINE}::test_a_foreign_key_in_redis_leaves_nothing_half_written[log]",
     ),
@@ -91,9 +93,13 @@ WRITING = [
         edits=[
             Edit(
                 path=APPEND,
-                old="  id = redis.call('XADD', log, epoch, 'm', count == 1 and call or call .. '.' .. entry, 'p', ARGV[at])",
-                new="  id = redis.pcall('XADD', log, epoch, 'm', count == 1 and call or call .. '.' .. entry, 'p', ARGV[at])\n"
-                "  if type(id) == 'table' then id = known[2] .. '-0' end",
+                old="  id = redis.call('XADD', log, epoch,",
+                new="  id = redis.pcall('XADD', log, epoch,",
+            ),
+            Edit(
+                path=APPEND,
+                old="'p', ARGV[at])\n  at = at + 2",
+                new="'p', ARGV[at])\n  if type(id) == 'table' then id = known[2] .. '-0' end\n  at = at + 2",
             ),
             Edit(
                 path=APPEND,
@@ -560,7 +566,7 @@ HOLDING = [
         TAKEOVER,
         "replay_until=delivered if delivered > position else None",
         "replay_until=None",
-        f"{FAULTS}::test_what_the_dead_had_read_is_replayed",
+        "tests/unit/test_takeover.py::test_what_was_delivered_and_not_applied_is_replayed",
     ),
 ]
 

@@ -4,9 +4,11 @@
 -- ARGV  1 identity of the primary that this connection speaks to
 --       2 client ID      3 stamp: number of this attempt, growing within the client
 --       4 call ID, the stem of the mutation IDs
---       5 anchor: '' on a first attempt; on a retry the entry ID above which the call may already stand
+--       5 anchor: '' on a first attempt; '+' on one that only has to fence older calls of this client off;
+--         on a retry the entry ID above which the call may already stand
 --       6 entries searched at most by a retry
---       7 number of entries, then for each entry:
+--       7 number of entries      8 '0' where none of them increments
+--       9... for each entry:
 --           payload, number of operations, then for each operation:
 --             'p' 2k  name value ...                    put: the whole record
 --             'u' 2k  name value ...                    patch: some columns
@@ -18,7 +20,7 @@
 -- Errors, all before any effect on log and records:
 --       TIMELINE   the primary is not the one on which the current epoch began
 --       FENCED     a later attempt of this client has overtaken this one
---       UNSEARCHED a retry could not see far enough back to know whether the call stands in the log
+--       UNSEARCHED a retry could not see far enough back to know whether the call stood in the log
 --       RANGE <column>  an increment would leave the column's range
 --       WRONGTYPE  a key of the namespace holds something foreign
 --
@@ -37,8 +39,34 @@ end
 local call = ARGV[4]
 local count = tonumber(ARGV[7])
 
-if ARGV[5] ~= '' then
+-- Whether nothing was trimmed between the anchor and the oldest entry found above it (nil: none is there).
+local function searched_all(oldest)
+  local last
+  if not oldest then
+    local info = redis.call('EXISTS', log) == 1 and redis.call('XINFO', 'STREAM', log) or {}
+    for i = 1, #info, 2 do
+      if info[i] == 'last-generated-id' then last = info[i + 1] end
+    end
+    if not last or last == '0-0' or last == ARGV[5] then return true end
+  end
+  local anchor_epoch, anchor_sequence = string.match(ARGV[5], '^(%d+)-(%d+)$')
+  local epoch, sequence = string.match(oldest or last, '^(%d+)-(%d+)$')
+  if epoch == anchor_epoch then
+    if not oldest then return tonumber(sequence) <= tonumber(anchor_sequence) end
+    return tonumber(sequence) == tonumber(anchor_sequence) + 1
+  end
+  if not oldest or sequence ~= '0' then return false end
+  local base = string.match(redis.call('HGET', meta, 'lineage:' .. epoch) or '', '^(%d+%-%d+)@')
+  if base == '0-0' or base == ARGV[5] then return true end
+  local base_epoch, base_sequence = string.match(base or '', '^(%d+)-(%d+)$')
+  return base_epoch == anchor_epoch and tonumber(base_sequence) <= tonumber(anchor_sequence)
+end
+
+if ARGV[5] == '+' then
+  redis.call('HSET', meta, 'fence:' .. ARGV[2], ARGV[3])
+elseif ARGV[5] ~= '' then
   local last, searched, length = '+', 0, #call
+  local oldest
   while true do
     local found = redis.call('XREVRANGE', log, last, '(' .. ARGV[5], 'COUNT', 256)
     for _, entry in ipairs(found) do
@@ -47,6 +75,7 @@ if ARGV[5] ~= '' then
         return entry[1]
       end
     end
+    if #found > 0 then oldest = found[#found][1] end
     if #found < 256 then break end
     searched = searched + 256
     if searched >= tonumber(ARGV[6]) then
@@ -54,183 +83,203 @@ if ARGV[5] ~= '' then
     end
     last = '(' .. found[256][1]
   end
+  if not searched_all(oldest) then return redis.error_reply('UNSEARCHED entries were trimmed meanwhile') end
   redis.call('HSET', meta, 'fence:' .. ARGV[2], ARGV[3])
 end
 
--- Whole numbers as text, of any length.
-local function magnitude_compare(a, b)
-  if #a ~= #b then return #a < #b and -1 or 1 end
-  if a == b then return 0 end
-  return a < b and -1 or 1
-end
-
-local function magnitude_add(a, b, sign)
-  local out, carry, i, j = {}, 0, #a, #b
-  while i > 0 or j > 0 do
-    local x = i > 0 and tonumber(string.sub(a, math.max(1, i - 11), i)) or 0
-    local y = j > 0 and tonumber(string.sub(b, math.max(1, j - 11), j)) or 0
-    local sum = x + sign * y + carry
-    carry = 0
-    if sum >= 1e12 then sum, carry = sum - 1e12, 1 elseif sum < 0 then sum, carry = sum + 1e12, -1 end
-    table.insert(out, 1, string.format('%012.0f', sum))
-    i, j = i - 12, j - 12
+-- Everything that can fail comes first. By the place in KEYS: whether the record was not there; by the place in ARGV:
+-- the new name, value, ... of each increment, none where the record is not whole in Redis.
+local fresh, sums = {}, nil
+if ARGV[8] == '0' then
+  -- Without increments only the types can be wrong.
+  local at, record = 9, 3
+  for _ = 1, count do
+    local operations = tonumber(ARGV[at + 1])
+    at = at + 2
+    for _ = 1, operations do
+      if ARGV[at] ~= 'a' then
+        -- What is not there has no time to live.
+        fresh[record] = not redis.call('HGET', KEYS[record], ':state')
+        record = record + 1
+      end
+      at = at + 2 + tonumber(ARGV[at + 1])
+    end
   end
-  if carry == 1 then table.insert(out, 1, '1') end
-  local digits = string.gsub(table.concat(out), '^0+', '')
-  return digits == '' and '0' or digits
-end
-
-local function split(number)
-  local negative = string.sub(number, 1, 1) == '-'
-  local digits = string.gsub(negative and string.sub(number, 2) or number, '^0+', '')
-  return negative, digits == '' and '0' or digits
-end
-
-local function whole_add(a, b)
-  local a_negative, a_digits = split(a)
-  local b_negative, b_digits = split(b)
-  local negative, digits = a_negative, nil
-  if a_negative == b_negative then
-    digits = magnitude_add(a_digits, b_digits, 1)
-  elseif magnitude_compare(a_digits, b_digits) >= 0 then
-    digits = magnitude_add(a_digits, b_digits, -1)
-  else
-    negative, digits = b_negative, magnitude_add(b_digits, a_digits, -1)
+else
+  -- Whole numbers as text, of any length.
+  local function magnitude_compare(a, b)
+    if #a ~= #b then return #a < #b and -1 or 1 end
+    if a == b then return 0 end
+    return a < b and -1 or 1
   end
-  return (negative and digits ~= '0') and '-' .. digits or digits
-end
 
-local function whole_less(a, b)
-  local a_negative, a_digits = split(a)
-  local b_negative, b_digits = split(b)
-  if a_negative ~= b_negative then return a_negative end
-  local order = magnitude_compare(a_digits, b_digits)
-  if a_negative then order = -order end
-  return order < 0
-end
-
-local function shortest(number)
-  for digits = 15, 17 do
-    local text = string.format('%.' .. digits .. 'g', number)
-    if tonumber(text) == number then return text end
+  local function magnitude_add(a, b, sign)
+    local out, carry, i, j = {}, 0, #a, #b
+    while i > 0 or j > 0 do
+      local x = i > 0 and tonumber(string.sub(a, math.max(1, i - 11), i)) or 0
+      local y = j > 0 and tonumber(string.sub(b, math.max(1, j - 11), j)) or 0
+      local sum = x + sign * y + carry
+      carry = 0
+      if sum >= 1e12 then sum, carry = sum - 1e12, 1 elseif sum < 0 then sum, carry = sum + 1e12, -1 end
+      table.insert(out, 1, string.format('%012.0f', sum))
+      i, j = i - 12, j - 12
+    end
+    if carry == 1 then table.insert(out, 1, '1') end
+    local digits = string.gsub(table.concat(out), '^0+', '')
+    return digits == '' and '0' or digits
   end
-  return string.format('%.17g', number)
-end
 
-local function fraction(number)
-  return string.match(number, '%.(%d*)$') or ''
-end
+  local function split(number)
+    local negative = string.sub(number, 1, 1) == '-'
+    local digits = string.gsub(negative and string.sub(number, 2) or number, '^0+', '')
+    return negative, digits == '' and '0' or digits
+  end
 
--- The number times ten to the scale, as a whole number.
-local function unscaled(number, scale)
-  local digits = fraction(number)
-  return string.gsub(number, '%.%d*$', '') .. digits .. string.rep('0', scale - #digits)
-end
+  local function whole_add(a, b)
+    local a_negative, a_digits = split(a)
+    local b_negative, b_digits = split(b)
+    local negative, digits = a_negative, nil
+    if a_negative == b_negative then
+      digits = magnitude_add(a_digits, b_digits, 1)
+    elseif magnitude_compare(a_digits, b_digits) >= 0 then
+      digits = magnitude_add(a_digits, b_digits, -1)
+    else
+      negative, digits = b_negative, magnitude_add(b_digits, a_digits, -1)
+    end
+    return (negative and digits ~= '0') and '-' .. digits or digits
+  end
 
--- The sum as text, or nil where it leaves [low, high]. NULL counts as 0.
-local function add(kind, current, delta, low, high)
-  if current == '\\N' then current = '0' end
-  if kind == 'f' then
-    local before = tonumber(current)
-    local sum = before + tonumber(delta)
-    -- An infinity that the increment itself makes: the database would refuse it.
-    if math.abs(sum) == math.huge and math.abs(before) ~= math.huge then return nil end
-    return shortest(sum)
+  local function whole_less(a, b)
+    local a_negative, a_digits = split(a)
+    local b_negative, b_digits = split(b)
+    if a_negative ~= b_negative then return a_negative end
+    local order = magnitude_compare(a_digits, b_digits)
+    if a_negative then order = -order end
+    return order < 0
   end
-  local scale = 0
-  if kind ~= 'i' then
-    scale = tonumber(string.sub(kind, 2)) or math.max(#fraction(current), #fraction(delta))
-    current, delta = unscaled(current, scale), unscaled(delta, scale)
-  end
-  local sum
-  local x, y = tonumber(current), tonumber(delta)
-  if math.abs(x) < 4e15 and math.abs(y) < 4e15 then
-    sum = string.format('%.0f', x + y)
-    if sum == '-0' then sum = '0' end
-  else
-    sum = whole_add(current, delta)
-  end
-  if low ~= '' and (whole_less(sum, low) or whole_less(high, sum)) then return nil end
-  if scale > 0 then
-    local negative, digits = split(sum)
-    digits = string.rep('0', scale + 1 - #digits) .. digits
-    sum = (negative and '-' or '') .. string.sub(digits, 1, -scale - 1) .. '.' .. string.sub(digits, -scale)
-  end
-  return sum
-end
 
--- What the call makes of each record, as far as its own increments have to know: the state, the ranges of ARGV that
--- were set (the array part), columns by name (values), and whether the hash of before is gone.
-local drafts = {}
--- The new name, value, ... of each increment, by its place in ARGV; none where the record is not whole in Redis.
-local sums = {}
-
-local function replaced(draft, state)
-  draft.state, draft.gone, draft.values = state, true, nil
-  for i = #draft, 1, -1 do draft[i] = nil end
-end
-
--- Compute an increment; return the column that would leave its range.
-local function increment(key, from, size)
-  local names = {}
-  for i = from, from + size - 1, 5 do names[#names + 1] = ARGV[i] end
-  local draft = drafts[key]
-  local stored = {}
-  if not (draft and draft.gone) then stored = redis.call('HMGET', key, ':state', unpack(names)) end
-  if not draft then
-    draft = {state = stored[1]}
-    drafts[key] = draft
+  local function shortest(number)
+    for digits = 15, 17 do
+      local text = string.format('%.' .. digits .. 'g', number)
+      if tonumber(text) == number then return text end
+    end
+    return string.format('%.17g', number)
   end
-  if draft.state ~= 'full' then return replaced(draft, 'marker') end
-  local values = draft.values or {}
-  for i = 1, #draft, 2 do
-    for n = draft[i], draft[i + 1], 2 do values[ARGV[n]] = ARGV[n + 1] end
-  end
-  for i = #draft, 1, -1 do draft[i] = nil end
-  draft.values = values
-  local fields = {}
-  for n, name in ipairs(names) do
-    local i = from + 5 * (n - 1)
-    local current = values[name] or stored[n + 1]
-    if not current then return replaced(draft, 'marker') end
-    local sum = add(ARGV[i + 1], current, ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
-    if not sum then return name end
-    values[name] = sum
-    fields[#fields + 1] = name
-    fields[#fields + 1] = sum
-  end
-  sums[from] = fields
-end
 
--- Everything that can fail.
-local at, record = 8, 3
-for _ = 1, count do
-  local operations = tonumber(ARGV[at + 1])
-  at = at + 2
-  for _ = 1, operations do
-    local op, size = ARGV[at], tonumber(ARGV[at + 1])
-    local first, last = at + 2, at + 1 + size
-    at = last + 1
-    if op ~= 'a' then
-      local key = KEYS[record]
-      record = record + 1
-      if op == 'i' then
-        local column = increment(key, first, size)
-        if column then return redis.error_reply('RANGE ' .. column) end
-      else
-        local draft = drafts[key]
-        if not draft then
-          draft = {state = redis.call('HGET', key, ':state')}
-          drafts[key] = draft
-        end
-        if op == 'd' then
-          replaced(draft, 'tombstone')
-        elseif op == 'n' then
-          if draft.state then replaced(draft, 'marker') end
-        elseif op == 'p' or (draft.state ~= 'tombstone' and draft.state ~= 'marker') then
-          draft[#draft + 1] = first
-          draft[#draft + 1] = last
-          if op == 'p' then draft.state = 'full' elseif draft.state ~= 'full' then draft.state = 'partial' end
+  local function fraction(number)
+    return string.match(number, '%.(%d*)$') or ''
+  end
+
+  -- The number times ten to the scale, as a whole number.
+  local function unscaled(number, scale)
+    local digits = fraction(number)
+    return string.gsub(number, '%.%d*$', '') .. digits .. string.rep('0', scale - #digits)
+  end
+
+  -- The sum as text, or nil where it leaves [low, high]. NULL counts as 0.
+  local function add(kind, current, delta, low, high)
+    if current == '\\N' then current = '0' end
+    if kind == 'f' then
+      local before = tonumber(current)
+      local sum = before + tonumber(delta)
+      -- An infinity that the increment itself makes: the database would refuse it.
+      if math.abs(sum) == math.huge and math.abs(before) ~= math.huge then return nil end
+      return shortest(sum)
+    end
+    local scale = 0
+    if kind ~= 'i' then
+      scale = tonumber(string.sub(kind, 2)) or math.max(#fraction(current), #fraction(delta))
+      current, delta = unscaled(current, scale), unscaled(delta, scale)
+    end
+    local sum
+    local x, y = tonumber(current), tonumber(delta)
+    if math.abs(x) < 4e15 and math.abs(y) < 4e15 then
+      sum = string.format('%.0f', x + y)
+      if sum == '-0' then sum = '0' end
+    else
+      sum = whole_add(current, delta)
+    end
+    if low ~= '' and (whole_less(sum, low) or whole_less(high, sum)) then return nil end
+    if scale > 0 then
+      local negative, digits = split(sum)
+      digits = string.rep('0', scale + 1 - #digits) .. digits
+      sum = (negative and '-' or '') .. string.sub(digits, 1, -scale - 1) .. '.' .. string.sub(digits, -scale)
+    end
+    return sum
+  end
+
+  -- What the call makes of each record, as far as its own increments have to know: the state, the ranges of ARGV that
+  -- were set (the array part), columns by name (values), and whether the hash of before is gone.
+  local drafts = {}
+  sums = {}
+
+  local function replaced(draft, state)
+    draft.state, draft.gone, draft.values = state, true, nil
+    for i = #draft, 1, -1 do draft[i] = nil end
+  end
+
+  -- Compute an increment; return the column that would leave its range.
+  local function increment(key, from, size)
+    local names = {}
+    for i = from, from + size - 1, 5 do names[#names + 1] = ARGV[i] end
+    local draft = drafts[key]
+    local stored = {}
+    if not (draft and draft.gone) then stored = redis.call('HMGET', key, ':state', unpack(names)) end
+    if not draft then
+      draft = {state = stored[1]}
+      drafts[key] = draft
+    end
+    if draft.state ~= 'full' then return replaced(draft, 'marker') end
+    local values = draft.values or {}
+    for i = 1, #draft, 2 do
+      for n = draft[i], draft[i + 1], 2 do values[ARGV[n]] = ARGV[n + 1] end
+    end
+    for i = #draft, 1, -1 do draft[i] = nil end
+    draft.values = values
+    local fields = {}
+    for n, name in ipairs(names) do
+      local i = from + 5 * (n - 1)
+      local current = values[name] or stored[n + 1]
+      if not current then return replaced(draft, 'marker') end
+      local sum = add(ARGV[i + 1], current, ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
+      if not sum then return name end
+      values[name] = sum
+      fields[#fields + 1] = name
+      fields[#fields + 1] = sum
+    end
+    sums[from] = fields
+  end
+
+  -- Everything that can fail.
+  local at, record = 9, 3
+  for _ = 1, count do
+    local operations = tonumber(ARGV[at + 1])
+    at = at + 2
+    for _ = 1, operations do
+      local op, size = ARGV[at], tonumber(ARGV[at + 1])
+      local first, last = at + 2, at + 1 + size
+      at = last + 1
+      if op ~= 'a' then
+        local key = KEYS[record]
+        record = record + 1
+        if op == 'i' then
+          local column = increment(key, first, size)
+          if column then return redis.error_reply('RANGE ' .. column) end
+        else
+          local draft = drafts[key]
+          if not draft then
+            draft = {state = redis.call('HGET', key, ':state')}
+            drafts[key] = draft
+          end
+          if op == 'd' then
+            replaced(draft, 'tombstone')
+          elseif op == 'n' then
+            if draft.state then replaced(draft, 'marker') end
+          elseif op == 'p' or (draft.state ~= 'tombstone' and draft.state ~= 'marker') then
+            draft[#draft + 1] = first
+            draft[#draft + 1] = last
+            if op == 'p' then draft.state = 'full' elseif draft.state ~= 'full' then draft.state = 'partial' end
+          end
         end
       end
     end
@@ -240,7 +289,7 @@ end
 -- Nothing below can fail.
 local epoch = known[2] .. '-*'
 local id
-at, record = 8, 3
+local at, record = 9, 3
 for entry = 1, count do
   local operations = tonumber(ARGV[at + 1])
   id = redis.call('XADD', log, epoch, 'm', count == 1 and call or call .. '.' .. entry, 'p', ARGV[at])
@@ -278,7 +327,7 @@ for entry = 1, count do
           redis.call('HSET', key, ':version', id, ':state', 'marker')
         end
       end
-      redis.call('PERSIST', key)
+      if not fresh[record - 1] then redis.call('PERSIST', key) end
     end
   end
 end
