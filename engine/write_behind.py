@@ -391,9 +391,14 @@ def _engine_of(database: str | sa.URL | sa.Engine) -> sa.Engine:
         return database
     try:
         return sa.create_engine(database, hide_parameters=True)
-    except (sa.exc.ArgumentError, ImportError) as error:
+    except ImportError as error:
         raise ConfigurationError(
-            f"the database URL is not usable: {error}", "use a SQLAlchemy URL whose driver is installed"
+            f"the database URL needs a driver that is not installed: {error.name}", "pip install it"
+        ) from error
+    except (sa.exc.ArgumentError, ValueError) as error:
+        # The parser's own words may quote the password.
+        raise ConfigurationError(
+            "the database URL is not usable", "use dialect+driver://user:password@host/name"
         ) from error
 
 

@@ -258,7 +258,7 @@ def _reflect(redis: str, database: str, names: tuple[str, ...], namespace: str, 
             tables.append(sa.Table(table, metadata, schema=schema or None, autoload_with=engine))
     except sa.exc.NoSuchTableError as error:
         raise ConfigurationError(f"the database has no table {error}", "create it, or correct --table") from error
-    except (sa.exc.ArgumentError, ImportError, sa.exc.OperationalError) as error:
+    except (sa.exc.ArgumentError, ValueError, ImportError, sa.exc.OperationalError) as error:
         raise ConfigurationError(
             f"--database is not usable: {type(error).__name__}", "give a SQLAlchemy URL; is the driver installed?"
         ) from error

@@ -19,6 +19,8 @@ __all__ = ["serve", "supervise"]
 logger = logging.getLogger(__name__)
 
 RESTART_PAUSE_SECONDS = 1.0
+REFUSED = 1
+"""Exit code of a flusher that ended with an error that it named."""
 
 
 def serve(app: WriteBehind, settings: FlusherSettings, *, supervised: bool = False) -> None:
@@ -81,9 +83,16 @@ def supervise(arguments: Sequence[str], processes: int) -> int:
     command = [sys.executable, "-m", "writebehind.flushers.cli", *arguments, "--processes", "1", "--supervised"]
     children: dict[int, subprocess.Popen[bytes]] = {}
     started: dict[int, float] = {}
+    failed = False
     while not stopping.is_set():
         for number in range(processes):
             child = children.get(number)
+            if child is not None and child.poll() == REFUSED and not stopping.is_set():
+                # It said why; another would say the same.
+                logger.error("flusher process %d cannot serve; ending", child.pid)
+                failed = True
+                stopping.set()
+                break
             if child is not None and child.poll() is not None:
                 logger.error("flusher process %d ended with %d; starting another", child.pid, child.returncode)
                 del children[number]
@@ -102,4 +111,4 @@ def supervise(arguments: Sequence[str], processes: int) -> int:
         if child.stdin is not None:
             child.stdin.close()
     # A child that was still starting dies of the signal; it held nothing yet.
-    return 0 if all(code in {0, -signal.SIGTERM} for code in codes) else 1
+    return 0 if not failed and all(code in {0, -signal.SIGTERM} for code in codes) else 1

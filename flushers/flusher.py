@@ -394,7 +394,6 @@ class Flusher:
         for cursor in list(self.cursors.values()):
             if cursor.stale and not self._take_over(cursor):
                 break
-        self._notice_others()
         for cursor in list(self.cursors.values()):
             if cursor.halted is not None and time.monotonic() >= cursor.retry_at:
                 self._isolate(cursor, 1)
@@ -405,21 +404,6 @@ class Flusher:
             if held.get(cursor.number) != cursor.token:
                 logger.warning("partition %d has another holder now", cursor.number)
                 del self.cursors[cursor.number]
-
-    def _notice_others(self) -> None:
-        """Read by position what the group has delivered to another: one who lost the lease and does not know it yet."""
-        served = [cursor for cursor in self.cursors.values() if not cursor.stale and cursor.replay_until is None]
-        try:
-            states = self._log.states([cursor.number for cursor in served])
-        except RedisUnavailable as error:
-            self._lose_redis(error)
-            return
-        for cursor in served:
-            delivered = states[cursor.number].delivered
-            if delivered is None:
-                cursor.stale = True
-            elif delivered > cursor.position:
-                cursor.replay_until = delivered
 
     def _cursor(self, lease: Lease) -> Cursor:
         if lease.previous is not None:

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from writebehind.engine.adapters.control_tables import epochs, now_ms, partitions
 from writebehind.engine.adapters.declaration import DeclaredTable
-from writebehind.flushers.batch import Batch, Segment
+from writebehind.flushers.batch import Batch, Crossing, Segment
 from writebehind.flushers.bulk import bulk_path
 from writebehind.flushers.bulk.order import in_foreign_key_order
 from writebehind.flushers.flush import Fenced
@@ -92,20 +92,23 @@ class Transaction:
         for segment in segments:
             here = sa.and_(partitions.c.namespace == self._namespace, partitions.c.partition == segment.partition)
             for crossing in segment.crossings:
-                self.connection.execute(
-                    sa.insert(epochs).values(
-                        namespace=self._namespace,
-                        partition=segment.partition,
-                        epoch=crossing.applied.epoch,
-                        sequence=crossing.applied.sequence,
-                        successor=crossing.successor,
-                        successor_base=str(crossing.base or ""),
-                    )
-                )
+                self._note_crossing(segment.partition, crossing)
             if segment.lost:
                 self.connection.execute(
                     sa.update(partitions).where(here).values(lost_entries=partitions.c.lost_entries + segment.lost)
                 )
+
+    def _note_crossing(self, partition: int, crossing: Crossing) -> None:
+        ended = {
+            "sequence": crossing.applied.sequence,
+            "successor": crossing.successor,
+            "successor_base": str(crossing.base or ""),
+        }
+        key = {"namespace": self._namespace, "partition": partition, "epoch": crossing.applied.epoch}
+        # An epoch ends twice where two primaries took turns.
+        again = sa.and_(*(epochs.c[name] == value for name, value in key.items()))
+        if self.connection.execute(sa.update(epochs).where(again).values(**ended)).rowcount == 0:
+            self.connection.execute(sa.insert(epochs).values(**key, **ended))
 
     def write(self, batch: Batch) -> None:
         """Write the rows: tables in foreign-key order, deletes in reverse.

@@ -8,6 +8,7 @@ import redis
 from writebehind.engine.adapters.fsync import Fsync, confirm, fsync_of
 from writebehind.engine.adapters.links import Link, Links, refusal
 from writebehind.engine.adapters.rows import Rows
+from writebehind.engine.core.contiguity import parse_lineage
 from writebehind.engine.core.durability import Durability
 from writebehind.engine.core.keys import Keys
 from writebehind.engine.core.positions import EntryID
@@ -24,6 +25,8 @@ __all__ = ["Confirmer"]
 PAUSE_SECONDS = 0.001
 PAUSE_SECONDS_MAX = 0.02
 ASK_SQL_SECONDS = 0.5
+CERTAIN_AFTER_SECONDS = 2.0
+"""A flusher may have read an entry before Redis lost it, and commit it yet."""
 
 
 class Confirmer:
@@ -122,6 +125,7 @@ class Confirmer:
     def _persisted(self, partition: int, entry_id: EntryID, level: Durability, deadline: float) -> None:
         pause = PAUSE_SECONDS
         ask_sql_at = time.monotonic() + ASK_SQL_SECONDS
+        missed_at: float | None = None
         while True:
             watermark = self._watermark(partition)
             if watermark is not None and watermark.epoch == entry_id.epoch and watermark >= entry_id:
@@ -132,6 +136,12 @@ class Confirmer:
                 ask_sql_at = now + ASK_SQL_SECONDS
                 if self._applied(partition, entry_id):
                     return
+                if not self._missing(partition, entry_id):
+                    missed_at = None
+                elif missed_at is None:
+                    missed_at = now
+                elif now - missed_at >= CERTAIN_AFTER_SECONDS:
+                    raise _lost(partition, entry_id)
             if now >= deadline:
                 raise self._late(level)
             time.sleep(min(pause, max(0.0, deadline - now)))
@@ -143,11 +153,21 @@ class Confirmer:
         except DatabaseUnavailable:
             return False
         if applied is None:
-            raise DataLossDetected(
-                f"entry {entry_id} of partition {partition} was lost by Redis before it reached SQL",
-                "Redis was rolled back (a crash or failover below the durability asked for): write it again",
-            )
+            raise _lost(partition, entry_id)
         return applied
+
+    def _missing(self, partition: int, entry_id: EntryID) -> bool:
+        """Tell whether the log's history as Redis knows it does not have the entry."""
+        try:
+            with self._links.link() as link:
+                reply = link.command("HGETALL", self._keys.metas[partition])
+        except (RedisUnavailable, redis.ResponseError):
+            return False
+        lineage = parse_lineage(dict(zip(reply[::2], reply[1::2], strict=True)))
+        if not lineage:
+            return False
+        ended = [base for base in lineage.values() if base is not None and base.epoch == entry_id.epoch]
+        return entry_id.epoch not in lineage or any(base < entry_id for base in ended)
 
     def _watermark(self, partition: int) -> EntryID | None:
         try:
@@ -166,3 +186,10 @@ class Confirmer:
             f"the write is accepted, but not {level.name} in time",
             "check 'writebehind status'" if level is Durability.PERSISTED else "check Redis's disk and replicas",
         )
+
+
+def _lost(partition: int, entry_id: EntryID) -> DataLossDetected:
+    return DataLossDetected(
+        f"entry {entry_id} of partition {partition} was lost by Redis before it reached SQL",
+        "Redis was rolled back (a crash or failover below the durability asked for): write it again",
+    )

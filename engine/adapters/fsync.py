@@ -21,8 +21,9 @@ from writebehind.engine.errors import ConfigurationError, RedisUnavailable
 __all__ = ["Fsync", "confirm", "fsync_of", "waitaof_waits"]
 
 SLOW_SECONDS = 0.5
-"""A WAITAOF that follows another at once and waits for a real everysec fsync takes about a second (*measured* on Redis
-8.2.3: 1.01 s); one that waits for nothing is answered by the server's next cron tick (on Valkey 8.1.8: 0.10 to 0.20 s)."""
+"""A WAITAOF that follows another at once and waits for a real everysec fsync takes about a second (*measured* on
+Redis 8.2.3: 1.01 s); one that waits for nothing is answered by the server's next cron tick (on Valkey 8.1.8: 0.10 to
+0.20 s)."""
 ROUNDS_SLOW_NEEDED = 2
 ROUNDS_MAX = 5
 SLICE_SECONDS = 1.0

@@ -163,7 +163,8 @@ class Links:
         try:
             self._pool = _pool(target, own)
         except ValueError as error:
-            raise ConfigurationError(f"the Redis URL is not usable: {error}", "use redis://host:port/0") from error
+            # The parser's own words may quote the password.
+            raise ConfigurationError("the Redis URL is not usable", "use redis://user:password@host:port/0") from error
         self._idle: deque[Link] = deque()
 
     def take(self) -> Link:

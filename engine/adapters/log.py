@@ -196,7 +196,8 @@ class Log:
             except redis.ResponseError as error:
                 raise _refused(error) from error
         numbers = dict(zip(names, partitions, strict=True))
-        return {numbers[name]: entries for name, entries in reply or ()}
+        # A stream whose new entries were deleted at once is answered with none.
+        return {numbers[name]: entries for name, entries in reply or () if entries}
 
     def read_range(self, partition: int, after: EntryID, until: EntryID | None, count: int) -> list[RawEntry]:
         """Read entries by position, whether they were delivered or not.

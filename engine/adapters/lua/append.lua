@@ -18,7 +18,7 @@
 --             'a' 1   table                             insert of a row whose key the database makes (takes no key)
 -- Reply the ID of the last entry; the call's entries are contiguous.
 -- Errors, all before any effect on log and records:
---       TIMELINE   the primary is not the one on which the current epoch began
+--       TIMELINE   the primary is not the one on which the current epoch began, or the log is gone
 --       FENCED     a later attempt of this client has overtaken this one
 --       UNSEARCHED a retry could not see far enough back to know whether the call stood in the log
 --       RANGE <column>  an increment would leave the column's range
@@ -30,8 +30,9 @@
 
 local log, meta = KEYS[1], KEYS[2]
 local known = redis.call('HMGET', meta, 'identity', 'epoch', 'fence:' .. ARGV[2])
-if known[1] ~= ARGV[1] then
-  return redis.error_reply('TIMELINE the primary changed')
+if known[1] ~= ARGV[1] or redis.call('EXISTS', log) == 0 then
+  -- A log that was deleted must not count from 0 again inside the same epoch.
+  return redis.error_reply('TIMELINE the primary changed, or the log is gone')
 end
 if known[3] and tonumber(known[3]) > tonumber(ARGV[3]) then
   return redis.error_reply('FENCED by a later attempt')

@@ -1,4 +1,4 @@
--- Begin a new epoch on a partition, unless the current one began on this very primary.
+-- Begin a new epoch on a partition, unless the current one began on this very primary and its log is there.
 --
 -- KEYS  1 log (stream)   2 meta (hash)
 -- ARGV  1 identity of the primary, read on this connection just now   2 random byte, 0 to 255
@@ -11,7 +11,7 @@
 
 local log, meta = KEYS[1], KEYS[2]
 local known = redis.call('HMGET', meta, 'identity', 'epoch')
-if known[1] == ARGV[1] then return known[2] end
+if known[1] == ARGV[1] and redis.call('EXISTS', log) == 1 then return known[2] end
 local last = '0-0'
 if redis.call('EXISTS', log) == 0 then
   redis.call('XGROUP', 'CREATE', log, 'flushers', '0', 'MKSTREAM')
