@@ -40,7 +40,9 @@ class Receipt:
             WriteBehindError: the write waits in a batch that has not been sent.
         """
         if self._raw_id is None:
-            raise WriteBehindError("this write has not been sent", "leave the batch's with block, or call its flush()")
+            raise WriteBehindError(
+                "this write is not known to be accepted", "leave the batch's with block; if that raised, it says why"
+            )
         return EntryID.parse(self._raw_id)
 
     def wait(self, durability: Durability = Durability.PERSISTED, timeout: float = 30.0) -> "Receipt":

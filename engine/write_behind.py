@@ -28,7 +28,7 @@ from writebehind.engine.core.keys import Keys
 from writebehind.engine.core.partitioning import partition_of
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.core.records import RecordPlan
-from writebehind.engine.errors import ConfigurationError, WriteBehindError
+from writebehind.engine.errors import ConfigurationError, WriteBehindError, WriteOutcomeUnknown
 from writebehind.engine.receipts import Receipt
 
 __all__ = ["WriteBehind"]
@@ -44,7 +44,8 @@ class WriteBehind:
 
     Args:
         redis: a URL, or a ``redis.Redis`` (also one made by Sentinel) whose connection settings are taken over.
-        database: a SQLAlchemy URL or ``Engine``.
+        database: a SQLAlchemy URL or ``Engine``; a flusher makes its own from the same URL, so what it needs to
+            connect (TLS, say) has to stand in the URL.
         tables: declarative classes or ``sqlalchemy.Table``.
         namespace: separates applications that share servers.
         partitions: how many ordered shards; fixed for the lifetime of the namespace.
@@ -249,6 +250,8 @@ class WriteBehind:
             RedisUnavailable, DatabaseUnavailable: a server cannot be read.
             ValidationError: the key does not fit the table.
         """
+        if isinstance(key, Mapping):
+            key = tuple(self.plan_of(table).key_only(key)[2].values())
         return self.get_many(table, [key])[key]
 
     def get_many(self, table: Any, keys: Sequence[Any]) -> dict[Any, dict[str, Any] | None]:
@@ -348,7 +351,8 @@ class WriteBehind:
                 else:
                     _fill(list(itertools.islice(unfilled[made.partition], made.entries)), result, made.call_id)
         if failures:
-            raise failures[0]
+            accepted = sum(receipt.durability is not None for listed in receipts.values() for receipt in listed)
+            raise _failed(failures, accepted, sum(map(len, receipts.values())))
         if level:
             self._confirm_all(receipts.values(), level)
 
@@ -372,7 +376,20 @@ class WriteBehind:
         self._starting = threading.Lock()
         self.links.forget()
         self._appender.renew()
+        self._confirmer.renew()
         self.database.dispose(close=False)
+
+
+def _failed(failures: Sequence[Exception], accepted: int, total: int) -> Exception:
+    """Return the failure that says the least, with what became of the others: part of a batch may be accepted."""
+    worst = next((error for error in failures if isinstance(error, WriteOutcomeUnknown)), failures[0])
+    if accepted == 0 or not isinstance(worst, WriteBehindError):
+        return worst
+    unknown = " and others unknown" if isinstance(worst, WriteOutcomeUnknown) else ""
+    message = f"{accepted} of {total} writes of a batch are accepted{unknown}: {worst.message}"
+    error = type(worst)(message, "those accepted have a receipt with an entry_id; do not repeat them")
+    error.__cause__ = worst
+    return error
 
 
 def _fill(receipts: Sequence[Receipt], result: tuple[bytes, bytes], call_id: str) -> None:

@@ -99,7 +99,7 @@ class Flusher:
         self._member = member
         self._links = Links(app.redis_target, app.settings.redis_timeout_seconds)
         self._log = Log(self._links, app.keys, self.holder)
-        self._engine = flusher_engine(app.database.url, self.settings.lease_ttl_seconds)
+        self._engine = flusher_engine(app.database, self.settings.lease_ttl_seconds)
         namespace = app.namespace_settings.namespace
         self._leases = Leases(self._engine, namespace, self.holder, self.settings.lease_ttl_seconds)
         self._transaction = Transaction(self._engine, namespace, app.tables, self.settings.lease_ttl_seconds)
@@ -371,7 +371,7 @@ class Flusher:
         if not self._tend_is_due():
             return
         try:
-            members = self._leases.tend(member=self._member)
+            members = self._leases.tend(self.cursors.keys(), member=self._member)
             total = self._app.keys.partitions
             if self._tended_at == float("-inf") and self._leases.registered() != total:
                 raise ConfigurationError(

@@ -20,7 +20,7 @@ from writebehind.engine.adapters.log import Log, RawEntry
 from writebehind.engine.core.coalescing import Changes, TableChanges
 from writebehind.engine.core.contiguity import Lineage, backlog, step
 from writebehind.engine.core.payload import decode
-from writebehind.engine.core.positions import EntryID
+from writebehind.engine.core.positions import ORIGIN, EntryID
 from writebehind.engine.errors import ConfigurationError, WriteBehindError
 from writebehind.flushers.batch import Batch, Crossing, Segment
 from writebehind.flushers.cursor import Cursor
@@ -187,7 +187,13 @@ class Intake:
         states = self._log.states([cursor.number for cursor in cursors if not cursor.stale])
         for cursor in cursors:
             state = states.get(cursor.number)
-            if state is None or state.end is None or not backlog(cursor.position, state.end, state.lineage):
+            if state is None or state.end is None:
+                continue
+            if cursor.position != ORIGIN and cursor.position.epoch not in state.lineage:
+                # Another history: numbers of the two must not be compared.
+                cursor.stale = True
+                continue
+            if not backlog(cursor.position, state.end, state.lineage):
                 continue
             # Asked later than the end: what was appended since is found, too.
             if self._log.read_range(cursor.number, cursor.position, None, 1):

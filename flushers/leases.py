@@ -28,7 +28,8 @@ from writebehind.flushers.sessions import APPLICATION_NAME, IDLE_SHARE
 __all__ = ["Lease", "Leases"]
 
 _END_FROZEN = sa.text(
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND usename = current_user"
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND usename = current_user"
     " AND application_name = :name AND xact_start IS NOT NULL AND wait_event = 'ClientRead'"
     " AND state_change < clock_timestamp() - make_interval(secs => :idle)"
 )
@@ -70,16 +71,19 @@ class Leases:
         self._ttl_ms = int(ttl_seconds * 1000)
         self._mine = sa.and_(partitions.c.namespace == namespace, partitions.c.holder == holder)
 
-    def tend(self, *, member: bool) -> int:
-        """Renew every lease of this holder; return how many flushers share the partitions.
+    def tend(self, served: Collection[int], *, member: bool) -> int:
+        """Renew the leases of this holder; return how many flushers share the partitions.
 
         Args:
+            served: the partitions that are really served: a lease that nobody serves has to expire.
             member: whether to be counted among them.
 
         Repeat: harmless.
         """
         with self._engine.begin() as connection:
-            connection.execute(sa.update(partitions).where(self._mine).values(lease_until_ms=now_ms() + self._ttl_ms))
+            if served:
+                renewed = sa.update(partitions).where(self._mine, partitions.c.partition.in_(sorted(served)))
+                connection.execute(renewed.values(lease_until_ms=now_ms() + self._ttl_ms))
             if member:
                 mine = sa.and_(flushers.c.namespace == self._namespace, flushers.c.holder == self._holder)
                 seen = connection.execute(sa.update(flushers).where(mine).values(seen_until_ms=now_ms() + self._ttl_ms))

@@ -9,28 +9,41 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from writebehind.engine.errors import ConfigurationError
+
 __all__ = ["APPLICATION_NAME", "IDLE_SHARE", "flusher_engine"]
 
 APPLICATION_NAME = "writebehind flusher"
 """By which PostgreSQL shows the sessions of flushers."""
 
+CONNECT_SECONDS_MAX = 10
+STATEMENT_SECONDS_MAX = 60
+
 IDLE_SHARE = 0.8
 """Share of the lease TTL for which a session may idle inside a transaction."""
 
 
-def flusher_engine(url: sa.URL, lease_ttl_seconds: float) -> sa.Engine:
-    """Return an engine for flushing.
+def flusher_engine(database: sa.Engine, lease_ttl_seconds: float) -> sa.Engine:
+    """Return an engine for flushing, made from the URL of the service's engine.
 
     Args:
-        url: where the tables are.
+        database: the service's engine.
         lease_ttl_seconds: locks must be free this long after a holder froze.
+
+    Raises:
+        ConfigurationError: the database lives in this process's memory.
     """
+    url = database.url
+    if url.get_backend_name() == "sqlite" and url.database in {None, "", ":memory:"}:
+        raise ConfigurationError("an in-memory SQLite database cannot be flushed to", "give it a file")
     options: dict[str, Any] = {"hide_parameters": True, "pool_size": 2, "max_overflow": 2}
     dialect = url.get_backend_name()
     if dialect == "sqlite":
-        engine = sa.create_engine(url, connect_args={"timeout": max(30.0, 4 * lease_ttl_seconds)}, **options)
+        options["connect_args"] = {"timeout": max(30.0, 4 * lease_ttl_seconds)}
+        engine = sa.create_engine(url, **options)
         _sqlite(engine)
     else:
+        options["connect_args"] = _timeouts(url)
         engine = sa.create_engine(url, pool_pre_ping=True, **options)
         if dialect == "postgresql":
             _on_connect(engine, _postgresql(lease_ttl_seconds))
@@ -39,13 +52,34 @@ def flusher_engine(url: sa.URL, lease_ttl_seconds: float) -> sa.Engine:
     return engine
 
 
+def _timeouts(url: sa.URL) -> dict[str, Any]:
+    """Have a connection fail whose server vanished without a word, which TCP alone notices after a quarter of an hour."""
+    if url.get_backend_name() == "postgresql" and url.get_driver_name() in {"psycopg", "psycopg2"}:
+        return {
+            "connect_timeout": CONNECT_SECONDS_MAX,
+            "keepalives_idle": 5,
+            "keepalives_interval": 2,
+            "keepalives_count": 3,
+            "tcp_user_timeout": STATEMENT_SECONDS_MAX * 1000,
+        }
+    if url.get_driver_name() == "pymysql":
+        return {
+            "connect_timeout": CONNECT_SECONDS_MAX,
+            "read_timeout": 2 * STATEMENT_SECONDS_MAX,
+            "write_timeout": 2 * STATEMENT_SECONDS_MAX,
+        }
+    return {}
+
+
 def _postgresql(lease_ttl_seconds: float) -> list[str]:
     idle = int(lease_ttl_seconds * 1000 * IDLE_SHARE)
     return [
         f"SET application_name = '{APPLICATION_NAME}'",
         f"SET idle_in_transaction_session_timeout = {idle}",
         f"SET lock_timeout = {int(lease_ttl_seconds * 2000)}",
-        "SET statement_timeout = 60000",
+        f"SET statement_timeout = {STATEMENT_SECONDS_MAX * 1000}",
+        # A commit that the server may forget again is none; a stronger setting stays.
+        "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'",
     ]
 
 

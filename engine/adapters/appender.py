@@ -32,6 +32,10 @@ __all__ = ["Appender"]
 PAUSE_SECONDS = 0.005
 PAUSE_SECONDS_MAX = 0.5
 FENCE_ONLY = b"+"
+ANCHOR_SECONDS_MAX = 5.0
+"""How old the last known entry may be where a retry begins to search; well below any sensible retention."""
+NOT_EXECUTED = (redis.exceptions.BusyLoadingError, redis.exceptions.AuthenticationError)
+"""Connection errors by redis-py's reckoning, but answers: the command was not executed."""
 
 
 class Appender:
@@ -45,7 +49,8 @@ class Appender:
 
     Attributes:
         client_id: names this client in mutation IDs and fences.
-        suspect: partitions in which an earlier attempt may still be on its way; the next call fences it off.
+        suspect: partitions in which earlier attempts may still be on their way, with a stamp above theirs; the next
+            call fences them off.
 
     Durability: a returned entry ID is in the primary's memory. Repeat: appends again; a repetition inside one call,
     after a lost reply, does not. Crash: the call is in the log whole or not at all.
@@ -63,8 +68,8 @@ class Appender:
         self.client_id = secrets.token_hex(5)
         self._stamps = itertools.count(1)
         self._numbers = itertools.count(1)
-        self._last: dict[int, bytes] = {}
-        self.suspect: set[int] = set()
+        self._last: dict[int, tuple[bytes, float]] = {}
+        self.suspect: dict[int, int] = {}
 
     def call_id(self) -> str:
         """Return a new call ID: 11 hexadecimal digits of milliseconds, the client ID, a number."""
@@ -94,53 +99,63 @@ class Appender:
                 results.append(error)
         return results
 
-    def _run_all(self, calls: Sequence[Call]) -> list[tuple[bytes, Reply, bool]]:
+    def _run_all(self, calls: Sequence[Call]) -> list[tuple[bytes, Reply, int]]:
         try:
             link = self.links.take()
         except redis.RedisError as error:
-            return [(b"", Unsent(error), False)] * len(calls)
-        replies: list[tuple[bytes, Reply, bool]] = []
-        fenced = [call.partition in self.suspect for call in calls]
+            return [(b"", Unsent(error), 0)] * len(calls)
+        replies: list[tuple[bytes, Reply, int]] = []
+        stamps = [self.stamp() for _ in calls]
+        fenced = [stamp if call.partition in self.suspect else 0 for call, stamp in zip(calls, stamps, strict=True)]
         try:
             packed = [
-                pack_command(self.command(link, call, FENCE_ONLY if fence else b""))
-                for call, fence in zip(calls, fenced, strict=True)
+                pack_command(self.command(link, call, FENCE_ONLY if fence else b"", stamp))
+                for call, fence, stamp in zip(calls, fenced, stamps, strict=True)
             ]
             link.connection.send_packed_command((b"".join(packed),), check_health=False)
             for fence in fenced:
                 try:
                     replies.append((link.identity, link.receive(disable_decoding=True), fence))
                 except redis.ResponseError as error:
-                    replies.append((link.identity, refusal(error), False))
+                    replies.append((link.identity, refusal(error), 0))
         except BaseException as error:
-            self.suspect.update(call.partition for call in calls[len(replies) :])
             self.drop(link)
+            if isinstance(error, NOT_EXECUTED):
+                replies.append((link.identity, refusal(error), 0))
+            for call in calls[len(replies) :]:
+                self.suspect[call.partition] = self.stamp()
             if not isinstance(error, redis.RedisError):
                 raise
-            return replies + [(b"", Lost(error), False)] * (len(calls) - len(replies))
+            return replies + [(b"", Lost(error), 0)] * (len(calls) - len(replies))
         self.links.give(link)
         return replies
 
     def _anchor(self, call: Call) -> bytes:
         """Return an entry above which the call will stand; to be asked before its first attempt.
 
-        Where this client knows none of the partition yet, it asks once: a retry that does not know where to begin
-        could not tell an entry that was never there from one that was flushed and trimmed.
+        Where this client knows none of late, it asks: a retry that begins too far back could not tell an entry that was
+        never there from one that was flushed and trimmed.
         """
-        known = self._last.get(call.partition)
-        if known is None:
-            known = self._last[call.partition] = self._end(call.partition)
+        now = time.monotonic()
+        known, at = self._last.get(call.partition, (b"", now))
+        if not known or now - at > ANCHOR_SECONDS_MAX:
+            known = self._end(call.partition)
+            self._last[call.partition] = (known, now)
         return known
 
     def _end(self, partition: int) -> bytes:
-        try:
-            with self.links.link() as link:
-                reply = link.command("XINFO", "STREAM", self.keys.logs[partition])
-        except (redis.ResponseError, RedisUnavailable):
-            # No log yet, or nobody to ask: then nothing is sent either, or it will not be found by searching.
-            return b"0-0"
-        facts = dict(zip(reply[::2], reply[1::2], strict=False))
-        return bytes(facts[b"last-generated-id"])
+        for _ in range(2):
+            try:
+                with self.links.link() as link:
+                    reply = link.command("XINFO", "STREAM", self.keys.logs[partition])
+                    return bytes(dict(zip(reply[::2], reply[1::2], strict=False))[b"last-generated-id"])
+            except redis.ResponseError:
+                # No log yet.
+                break
+            except RedisUnavailable:
+                # Idle for long, or Redis was restarted: all idle links are as old.
+                self.links.drop_idle()
+        return b"0-0"
 
     def _drive(self, call: Call, anchor: bytes, reply: Reply = None) -> tuple[bytes, bytes]:
         protocol = append()
@@ -158,17 +173,22 @@ class Appender:
             performance.abandon()
             raise
         except BaseException:
-            self.suspect.add(call.partition)
+            self.suspect[call.partition] = self.stamp()
             performance.abandon()
             raise
 
-    def _done(self, call: Call, reply: bytes, *, fenced: bool) -> bytes:
-        self._last[call.partition] = reply
-        if fenced:
-            self.suspect.discard(call.partition)
+    def _done(self, call: Call, reply: bytes, *, fenced: int) -> bytes:
+        """Note what a call has made certain; ``fenced`` is the stamp of a call that fenced older ones off, or 0."""
+        self._last[call.partition] = (reply, time.monotonic())
+        if fenced and self.suspect.get(call.partition, 0) < fenced:
+            self.suspect.pop(call.partition, None)
         return reply
 
-    def command(self, link: Link, call: Call, anchor: bytes) -> tuple[Any, ...]:
+    def stamp(self) -> int:
+        """Return a number above those of all attempts before."""
+        return next(self._stamps)
+
+    def command(self, link: Link, call: Call, anchor: bytes, stamp: int) -> tuple[Any, ...]:
         """Return one attempt as a command; an anchor makes it a retry, FENCE_ONLY makes it overtake older calls."""
         partition = call.partition
         return (
@@ -180,7 +200,7 @@ class Appender:
             *call.records,
             link.identity,
             self.client_id,
-            next(self._stamps),
+            stamp,
             call.call_id,
             anchor,
             self.search_entries_max,
@@ -205,7 +225,7 @@ class _Performance:
         self._link: Link | None = None
         self._deadline: float | None = None
         self.identity = b""
-        self.fenced = False
+        self.fenced = 0
 
     def perform(self, effect: Effect) -> Reply:
         if isinstance(effect, Run):
@@ -233,15 +253,16 @@ class _Performance:
                 return Unsent(error)
         link = self._link
         self.identity = link.identity
-        self.fenced = effect.retry or self._call.partition in appender.suspect
+        stamp = appender.stamp()
+        self.fenced = stamp if effect.retry or self._call.partition in appender.suspect else 0
         anchor = self._anchor if effect.retry else FENCE_ONLY if self.fenced else b""
-        command = appender.command(link, self._call, anchor)
+        command = appender.command(link, self._call, anchor, stamp)
         try:
             link.connection.send_packed_command((pack_command(command),), check_health=False)
             return link.receive(disable_decoding=True)  # type: ignore[no-any-return]
         except redis.exceptions.NoScriptError:
             return self._run_text(link, command)
-        except redis.ResponseError as error:
+        except (redis.ResponseError, *NOT_EXECUTED) as error:
             return self._refused(refusal(error))
         except redis.RedisError as error:
             return self._lost(link, error)
@@ -249,19 +270,19 @@ class _Performance:
     def _run_text(self, link: Link, command: tuple[Any, ...]) -> Reply:
         try:
             return link.command(b"EVAL", APPEND.text, *command[2:])  # type: ignore[no-any-return]
-        except redis.ResponseError as error:
+        except (redis.ResponseError, *NOT_EXECUTED) as error:
             return self._refused(refusal(error))
         except redis.RedisError as error:
             return self._lost(link, error)
 
     def _refused(self, refused: Refused) -> Refused:
-        if refused.code in {"LOADING", "MASTERDOWN", "READONLY", "UNBLOCKED"} and self._link is not None:
+        if refused.code in {"LOADING", "MASTERDOWN", "NOAUTH", "READONLY", "UNBLOCKED"} and self._link is not None:
             self._appender.drop(self._link)
             self._link = None
         return refused
 
     def _lost(self, link: Link, error: Exception) -> Lost:
-        self._appender.suspect.add(self._call.partition)
+        self._appender.suspect[self._call.partition] = self._appender.stamp()
         self._appender.drop(link)
         self._link = None
         return Lost(error)
@@ -277,7 +298,7 @@ class _Performance:
             link.script(
                 OPEN_EPOCH, (keys.logs[partition], keys.metas[partition]), (link.identity, secrets.randbelow(256))
             )
-        except redis.ResponseError as error:
+        except (redis.ResponseError, *NOT_EXECUTED) as error:
             return self._refused(refusal(error))
         except redis.RedisError as error:
             if link is not None:

@@ -48,6 +48,10 @@ class Confirmer:
         self._fsync: dict[bytes, Fsync] = {}
         self._given: set[Durability] = {Durability.ACCEPTED, Durability.PERSISTED}
 
+    def renew(self) -> None:
+        """Forget what another thread of the parent may hold; called in a forked child."""
+        self._lock = Lock()
+
     def require(self, level: Durability) -> None:
         """Refuse a level that the servers cannot give; the answer is kept for each primary.
 

@@ -25,12 +25,13 @@ __all__ = ["Link", "Links", "refusal"]
 Command = Sequence[Any]
 
 
-def refusal(error: redis.ResponseError) -> Refused:
+def refusal(error: redis.RedisError) -> Refused:
     """Translate an error reply into its code and text."""
     named = {
         redis.exceptions.NoScriptError: "NOSCRIPT",
         redis.exceptions.ReadOnlyError: "READONLY",
         redis.exceptions.OutOfMemoryError: "OOM",
+        redis.exceptions.AuthenticationError: "NOAUTH",
         redis.exceptions.BusyLoadingError: "LOADING",
         redis.exceptions.NoPermissionError: "NOPERM",
         redis.exceptions.MasterDownError: "MASTERDOWN",

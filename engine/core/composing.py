@@ -185,7 +185,10 @@ def _arithmetic(column: Column, delta: Any) -> tuple[Any, Any, Any, Any]:
     if column.kind is Kind.FLOAT:
         return "f", delta, "", ""
     if column.kind is Kind.NUMERIC:
-        digits = [limit for limit in (column.precision, column.significant_digits) if limit is not None]
-        limit = str(10 ** min(digits) - 1) if digits else ""
-        return f"n{'' if column.scale is None else column.scale}", delta, f"-{limit}" if limit else "", limit
+        scale = "" if column.scale is None else column.scale
+        if column.precision is None:
+            return f"n{scale}", delta, "", ""
+        limit = 10 ** min(column.precision, column.significant_digits or column.precision) - 1
+        low = -limit if column.minimum is None else column.minimum * 10 ** (column.scale or 0)
+        return f"n{scale}", delta, low, limit
     return "i", delta, *column.integer_limits

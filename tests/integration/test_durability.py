@@ -19,8 +19,8 @@ from writebehind.engine import (
     Durability,
     DurabilityTimeout,
     EngineSettings,
-    RedisUnavailable,
     WriteBehind,
+    WriteBehindError,
 )
 from writebehind.engine.embedded import EmbeddedRedis
 from writebehind.flushers import Flusher, FlusherSettings, drain, initialise, status
@@ -55,7 +55,7 @@ def make(namespace: str) -> Iterator[Factory]:
     made: list[WriteBehind] = []
 
     def factory(url: str, database: str = UNREACHABLE, **options: Any) -> WriteBehind:
-        settings = {"namespace": namespace, "tables": [accounts], "partitions": 2} | options
+        settings: dict[str, Any] = {"namespace": namespace, "tables": [accounts], "partitions": 2} | options
         made.append(WriteBehind(redis=url, database=database, **settings))
         return made[-1]
 
@@ -145,7 +145,6 @@ def test_redis_without_waitaof_is_refused(own_redis: "OwnRedisFactory", make: Fa
         receipt.wait(Durability.FSYNCED)
     with pytest.raises(ConfigurationError, match="cannot confirm an fsync"):
         weaker.put(accounts, {"id": 2}, durability=Durability.FSYNCED)
-    assert weaker.links  # the refused write was not sent
     with redis.Redis.from_url(server.url) as client:
         assert sum(client.xlen(log) for log in weaker.keys.logs) == 1
 
@@ -204,7 +203,7 @@ def test_always_confirms_every_write(own_redis: "OwnRedisFactory", make: Factory
 
     def write() -> None:
         number = 0
-        with contextlib.suppress(RedisUnavailable, DurabilityTimeout, ConfigurationError, Exception):
+        with contextlib.suppress(WriteBehindError):
             while True:
                 engine.increment(accounts, number % 10, {"balance": 1})
                 confirmed.append(number)
@@ -244,7 +243,7 @@ def test_a_restart_opens_a_new_epoch(own_redis: "OwnRedisFactory", make: Factory
     engine = make(server.url, sqlite_url, partitions=1)
     initialise(engine, create_tables=True)
     receipts = [engine.increment(accounts, 1, {"balance": 1})]
-    for restart in (server.kill, lambda: server.restart()):
+    for restart in (server.kill, server.restart):
         restart()
         server.start()
         receipts += [engine.increment(accounts, 1, {"balance": 1}) for _ in range(3)]
@@ -319,9 +318,7 @@ def test_replicated_needs_replicas(own_redis: "OwnRedisFactory", make: Factory) 
         deadline = time.monotonic() + 20
         while client.info("replication")["master_link_status"] != "up" and time.monotonic() < deadline:
             time.sleep(0.02)
-        engine = make(
-            primary.url, durability=Durability.REPLICATED, settings=EngineSettings(write_timeout_seconds=0.5)
-        )
+        engine = make(primary.url, durability=Durability.REPLICATED, settings=EngineSettings(write_timeout_seconds=0.5))
         engine.start()
         for number in range(20):
             receipt = engine.put(accounts, {"id": number})
@@ -349,9 +346,8 @@ def test_persisted_means_that_the_row_is_in_sql(make: Factory, redis_url: str, d
             assert engine.put(accounts, {"id": number}).durability is Durability.PERSISTED
             assert len(rows_of(engine)) == number + 1
         with engine.batch() as batch:
-            for number in range(5, 50):
-                receipt = batch.put(accounts, {"id": number})
-        assert receipt.durability is Durability.PERSISTED
+            receipts = [batch.put(accounts, {"id": number}) for number in range(5, 50)]
+        assert {receipt.durability for receipt in receipts} == {Durability.PERSISTED}
         assert len(rows_of(engine)) == 50
         with engine.atomic(accounts, 1) as group:
             group.increment(accounts, 1, {"balance": 3})
@@ -387,8 +383,6 @@ def test_a_receipt_is_answered_by_sql_where_redis_forgot(
     drain(engine, 10, QUICK)
     other.wait(Durability.PERSISTED, 3)
     assert rows_of(engine) == [(1, 0), (2, 0)]
-    server.kill()
-    make(server.url, sqlite_url, partitions=1)
     assert engine.rows.applied(engine.keys.namespace, 0, receipt.entry_id)
 
 
@@ -407,8 +401,7 @@ def test_a_lost_write_is_reported_as_lost(
     receipts = [engine.put(accounts, {"id": number}) for number in range(flushed)]
     if flushed:
         drain(engine, 10, QUICK)
-    for number in range(kept):
-        receipts.append(engine.put(accounts, {"id": 100 + number}))
+    receipts += [engine.put(accounts, {"id": 100 + number}) for number in range(kept)]
     size = appended(server).stat().st_size
     lost = [engine.put(accounts, {"id": 200 + number}) for number in range(4)]
     server.kill()

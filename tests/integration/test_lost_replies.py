@@ -113,6 +113,12 @@ def hasty(proxy: Proxy, namespace: str) -> Iterator[WriteBehind]:
         yield made
 
 
+def refuse_after(proxy: Proxy, fault: Fault) -> None:
+    """Let Redis be away from a fault on."""
+    proxy.wait_for(fault)
+    proxy.refuse()
+
+
 def mutations(client: Any, engine: WriteBehind) -> list[str]:
     """Return the mutation IDs in all logs."""
     return [fields[b"m"].decode() for log in engine.keys.logs for _, fields in client.xrange(log)]
@@ -143,7 +149,7 @@ def check_once(client: Any, engine: WriteBehind, write: Write) -> None:
 @pytest.mark.parametrize(("write", "skip"), [(put, 0), (increment, 0), (batch, 0), (batch, 2), (atomic, 0)])
 @pytest.mark.parametrize("fault", list(Fault))
 def test_a_write_survives_one_fault(
-    proxy: Proxy, engine: WriteBehind, client: Any, write: Write, fault: Fault, skip: int
+    *, proxy: Proxy, engine: WriteBehind, client: Any, write: Write, fault: Fault, skip: int
 ) -> None:
     """The write returns its one entry, whichever of its requests or replies is lost, or comes late."""
     proxy.inject(fault, SCRIPT, skip=skip)
@@ -200,7 +206,9 @@ def test_a_redis_that_refuses_connections_for_a_while(
 
 
 @WRITES
-def test_a_redis_that_cannot_be_reached_got_nothing(proxy: Proxy, hasty: WriteBehind, client: Any, write: Write) -> None:
+def test_a_redis_that_cannot_be_reached_got_nothing(
+    proxy: Proxy, hasty: WriteBehind, client: Any, write: Write
+) -> None:
     """Where nothing can have been sent, the error says that nothing was written, and it is true."""
     hasty.links.drop_idle()
     before = mutations(client, hasty)
@@ -220,7 +228,7 @@ def test_an_outcome_that_cannot_be_found_out_is_unknown(
 ) -> None:
     """Redis stays away after a lost reply: the error says so, and the write stands there once or not at all."""
     proxy.inject(fault, SCRIPT)
-    refusing = threading.Thread(target=lambda: (proxy.wait_for(fault), proxy.refuse()))
+    refusing = threading.Thread(target=refuse_after, args=(proxy, fault))
     refusing.start()
     with pytest.raises(WriteOutcomeUnknown):
         write(hasty)
@@ -238,7 +246,7 @@ def test_a_late_original_cannot_overwrite_a_later_write(
 ) -> None:
     """An original that arrives after its writer gave up and wrote again is fenced off."""
     proxy.inject(Fault.DELAY, SCRIPT)
-    refusing = threading.Thread(target=lambda: (proxy.wait_for(Fault.DELAY), proxy.refuse()))
+    refusing = threading.Thread(target=refuse_after, args=(proxy, Fault.DELAY))
     refusing.start()
     with pytest.raises(WriteOutcomeUnknown):
         write(hasty)
@@ -346,7 +354,9 @@ def test_an_entry_flushed_and_trimmed_before_the_retry_is_not_written_again(
     """A reply lost while the flusher already trims what it has flushed doubles nothing."""
     with (
         through(proxy, namespace, redis_timeout_seconds=3.0) as engine,
-        WriteBehind(redis=redis_url, database=sqlite_url, tables=[counters], namespace=namespace, partitions=3) as other,
+        WriteBehind(
+            redis=redis_url, database=sqlite_url, tables=[counters], namespace=namespace, partitions=3
+        ) as other,
     ):
         initialise(other, create_tables=True)
         flusher = Flusher(other, FlusherSettings(linger_seconds=0, retention_seconds=0))
@@ -382,9 +392,7 @@ def test_an_entry_flushed_and_trimmed_before_the_retry_is_not_written_again(
 
 
 @WRITES
-def test_a_frozen_redis_that_goes_on_in_time(
-    own_redis: "OwnRedisFactory", namespace: str, write: Write
-) -> None:
+def test_a_frozen_redis_that_goes_on_in_time(own_redis: "OwnRedisFactory", namespace: str, write: Write) -> None:
     """Requests that a frozen Redis finds in its buffers when it goes on are executed once in all."""
     server = own_redis()
     with redis.Redis.from_url(server.url) as plain, Proxy(urlsplit(server.url).port or 0) as proxy:

@@ -154,16 +154,15 @@ def flushing(app: WriteBehind, kind: Callable[..., Flusher] = Flusher) -> Iterat
 
 
 @pytest.mark.parametrize("served", [False, True], ids=["flushed later", "flusher running"])
-@pytest.mark.parametrize(
-    ("flushed", "kept"), [(10, 6), (10, 1), (6, 8), (6, 6), (1, 10), (10, 10), (0, 6)], ids=lambda number: str(number)
-)
+@pytest.mark.parametrize(("flushed", "kept"), [(10, 6), (10, 1), (6, 8), (6, 6), (1, 10), (10, 10), (0, 6)], ids=str)
 def test_redis_lost_its_tail(
+    *,
     server: EmbeddedRedis,
     sqlite_url: str,
     namespace: str,
     flushed: int,
     kept: int,
-    served: bool,  # noqa: FBT001 - a parameter of the test
+    served: bool,
 ) -> None:
     """Of ten writes SQL has some and the restarted Redis some: all later ones land, and none of the ten twice."""
     world = World(server.url, sqlite_url, namespace)
@@ -196,8 +195,9 @@ def rewrite(server: EmbeddedRedis) -> None:
         client: Any = plain
         client.bgrewriteaof()
         deadline = time.monotonic() + DEADLINE_SECONDS
-        while client.info("persistence")["aof_rewrite_in_progress"] or (
-            client.info("persistence")["aof_rewrite_scheduled"]
+        while (
+            client.info("persistence")["aof_rewrite_in_progress"]
+            or (client.info("persistence")["aof_rewrite_scheduled"])
         ):
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -229,9 +229,7 @@ def test_a_cut_anywhere_drops_whole_writes(server: EmbeddedRedis, sqlite_url: st
     world.app.close()
 
 
-def test_what_a_second_start_brings_back_is_not_applied(
-    server: EmbeddedRedis, sqlite_url: str, namespace: str
-) -> None:
+def test_what_a_second_start_brings_back_is_not_applied(server: EmbeddedRedis, sqlite_url: str, namespace: str) -> None:
     """A write torn by a crash is gone; when a later start of Redis revives its log entry, records and SQL still agree.
 
     Redis cuts a file that ends inside a command after the last whole command, even inside MULTI. What is appended
@@ -273,9 +271,7 @@ def test_records_that_sql_has_newer_are_read_from_sql(server: EmbeddedRedis, sql
     with world.app.database.connect() as connection:
         rows = {row.id: row.balance for row in connection.execute(sa.select(accounts))}
     assert rows == {0: 111, 1: 11, 2: 11, 3: 0}
-    assert {
-        key: record and record["balance"] for key, record in world.app.get_many(accounts, range(4)).items()
-    } == rows
+    assert {key: record and record["balance"] for key, record in world.app.get_many(accounts, range(4)).items()} == rows
     world.app.close()
 
 
@@ -298,11 +294,12 @@ def test_an_emptied_redis_takes_new_writes(server: EmbeddedRedis, sqlite_url: st
 @pytest.mark.parametrize("position", ["first", "middle", "last"])
 @pytest.mark.parametrize("delivered", [False, True], ids=["undelivered", "delivered"])
 def test_deleted_entries_are_counted(
+    *,
     world: World,
     client: Any,
     caplog: pytest.LogCaptureFixture,
     position: str,
-    delivered: bool,  # noqa: FBT001 - a parameter of the test
+    delivered: bool,
 ) -> None:
     """Foreign XDEL of entries that SQL does not have: the others land, and the loss is exact."""
     before = world.write(4)
@@ -333,9 +330,7 @@ def test_deleted_entries_are_counted(
 
 
 @pytest.mark.parametrize("keep", [0, 3])
-def test_trimmed_entries_are_counted(
-    world: World, client: Any, caplog: pytest.LogCaptureFixture, keep: int
-) -> None:
+def test_trimmed_entries_are_counted(world: World, client: Any, caplog: pytest.LogCaptureFixture, keep: int) -> None:
     """Foreign XTRIM above the offset: what follows lands, and the loss is exact."""
     before = world.write(4)
     world.drain()
@@ -373,10 +368,11 @@ def test_a_gap_under_a_running_flusher_is_counted_once(world: World, client: Any
 @pytest.mark.parametrize("served", [False, True], ids=["flushed later", "flusher running"])
 @pytest.mark.parametrize("harm", ["destroyed", "set to the end", "set to the beginning", "consumers deleted"])
 def test_a_group_changed_by_hand(
+    *,
     world: World,
     client: Any,
     harm: str,
-    served: bool,  # noqa: FBT001 - a parameter of the test
+    served: bool,
 ) -> None:
     """Whatever becomes of the group, SQL's offset says where to go on: nothing is lost or doubled."""
     expected = world.write(5)
@@ -501,7 +497,7 @@ def test_a_failover_under_a_running_flusher(own_redis: "OwnRedisFactory", sqlite
             first = world.write(5)
             world.wait_for(first)
             deadline = time.monotonic() + DEADLINE_SECONDS
-            while new.info("replication")["master_link_status"] != "up" or not new.xlen(world.log) == 5:
+            while new.info("replication")["master_link_status"] != "up" or new.xlen(world.log) != 5:
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
             new.replicaof("NO", "ONE")

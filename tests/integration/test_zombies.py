@@ -50,7 +50,9 @@ audit = sa.Table(
     sa.Column("epoch", sa.BigInteger, nullable=False),
     sa.Column("sequence", sa.BigInteger, nullable=False),
 )
-INSERT = "INSERT INTO audit (number, token, epoch, sequence) VALUES (NEW.{partition}, NEW.token, NEW.epoch, NEW.sequence)"
+INSERT = (
+    "INSERT INTO audit (number, token, epoch, sequence) VALUES (NEW.{partition}, NEW.token, NEW.epoch, NEW.sequence)"
+)
 TRIGGERS = {
     "sqlite": [
         "CREATE TRIGGER audited AFTER UPDATE OF sequence ON writebehind_partitions BEGIN "
@@ -61,7 +63,8 @@ TRIGGERS = {
         "CREATE FUNCTION audited() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
         + INSERT.format(partition='"partition"')
         + "; RETURN NEW; END $$",
-        "CREATE TRIGGER audited AFTER UPDATE OF sequence ON writebehind_partitions FOR EACH ROW EXECUTE FUNCTION audited()",
+        "CREATE TRIGGER audited AFTER UPDATE OF sequence ON writebehind_partitions "
+        + "FOR EACH ROW EXECUTE FUNCTION audited()",
     ],
     "mysql": [
         "CREATE TRIGGER audited AFTER UPDATE ON writebehind_partitions FOR EACH ROW BEGIN "
@@ -71,7 +74,8 @@ TRIGGERS = {
     ],
 }
 WAITING = {
-    "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()",
+    "postgresql": "SELECT count(*) FROM pg_stat_activity"
+    " WHERE wait_event_type = 'Lock' AND datname = current_database()",
     "mysql": "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'",
 }
 
