@@ -53,7 +53,7 @@ def flusher_engine(database: sa.Engine, lease_ttl_seconds: float) -> sa.Engine:
 
 
 def _timeouts(url: sa.URL) -> dict[str, Any]:
-    """Have a connection fail whose server vanished without a word, which TCP alone notices after a quarter of an hour."""
+    """Have a connection fail whose server vanished without a word: TCP alone takes a quarter of an hour."""
     if url.get_backend_name() == "postgresql" and url.get_driver_name() in {"psycopg", "psycopg2"}:
         return {
             "connect_timeout": CONNECT_SECONDS_MAX,

@@ -379,7 +379,7 @@ def test_an_exception_discards_an_atomic_group_and_a_batch(single: WriteBehind, 
         batch.increment(accounts, 1, {"balance": 1})
         raise KeyError
     assert contents(client, single.keys.namespace) == before
-    with pytest.raises(WriteBehindError, match="not been sent"):
+    with pytest.raises(WriteBehindError, match="not known to be accepted"):
         _ = group.receipt.entry_id
 
 

@@ -229,52 +229,6 @@ def test_a_cut_anywhere_drops_whole_writes(server: EmbeddedRedis, sqlite_url: st
     world.app.close()
 
 
-def test_what_a_second_start_brings_back_is_not_applied(server: EmbeddedRedis, sqlite_url: str, namespace: str) -> None:
-    """A write torn by a crash is gone; when a later start of Redis revives its log entry, records and SQL still agree.
-
-    Redis cuts a file that ends inside a command after the last whole command, even inside MULTI. What is appended
-    then completes the transaction, and the next start executes its beginning.
-    """
-    world = World(server.url, sqlite_url, namespace)
-    world.app.put(accounts, {"id": 1, "balance": 0})
-    world.drain()
-    before = appended(server).stat().st_size
-    lost = world.app.increment(accounts, 1, {"balance": 1})
-    after = appended(server).stat().st_size
-    crash(server, before + (after - before) * 9 // 10)
-    assert world.app.get(accounts, 1) == {"id": 1, "balance": 0}
-    world.app.increment(accounts, 1, {"balance": 10})
-    server.kill()
-    server.start()
-    assert world.drain().backlog == 0
-    with world.app.database.connect() as connection:
-        stored = connection.execute(sa.select(accounts.c.balance)).scalar_one()
-    assert world.app.get(accounts, 1) == {"id": 1, "balance": stored}
-    assert stored == 10, f"{lost} came back"
-    world.app.close()
-
-
-def test_records_that_sql_has_newer_are_read_from_sql(server: EmbeddedRedis, sqlite_url: str, namespace: str) -> None:
-    """After Redis was rolled back below SQL, reads give what SQL has, not the older record."""
-    world = World(server.url, sqlite_url, namespace)
-    for number in range(3):
-        world.app.put(accounts, {"id": number, "balance": 1})
-    world.drain()
-    size = appended(server).stat().st_size
-    for number in range(3):
-        world.app.increment(accounts, number, {"balance": 10})
-    world.drain()
-    crash(server, size)
-    world.app.increment(accounts, 0, {"balance": 100})
-    world.app.put(accounts, {"id": 3, "balance": 0})
-    assert world.drain().backlog == 0
-    with world.app.database.connect() as connection:
-        rows = {row.id: row.balance for row in connection.execute(sa.select(accounts))}
-    assert rows == {0: 111, 1: 11, 2: 11, 3: 0}
-    assert {key: record and record["balance"] for key, record in world.app.get_many(accounts, range(4)).items()} == rows
-    world.app.close()
-
-
 def test_an_emptied_redis_takes_new_writes(server: EmbeddedRedis, sqlite_url: str, namespace: str, caplog: Any) -> None:
     """After FLUSHALL under a running flusher, new writes land beside what SQL has, and the loss is logged."""
     world = World(server.url, sqlite_url, namespace)
