@@ -308,7 +308,7 @@ def test_a_write_during_a_restart_is_made_once(own_redis: "OwnRedisFactory", mak
 
 def test_replicated_needs_replicas(own_redis: "OwnRedisFactory", make: Factory) -> None:
     """Without a replica the level is refused; with one it holds; when it goes the write is late."""
-    primary = own_redis({"appendfsync": "always"})
+    primary = own_redis({"appendfsync": "always", "repl-diskless-sync-delay": 0})
     with pytest.raises(ConfigurationError, match="0 replicas"):
         make(primary.url, durability=Durability.REPLICATED).start()
     port = primary.url.rpartition(":")[2].partition("/")[0]
@@ -403,7 +403,7 @@ def test_a_lost_write_is_reported_as_lost(
         drain(engine, 10, QUICK)
     receipts += [engine.put(accounts, {"id": 100 + number}) for number in range(kept)]
     size = appended(server).stat().st_size
-    lost = [engine.put(accounts, {"id": 200 + number}) for number in range(4)]
+    lost = [engine.put(accounts, {"id": 200 + number}) for number in range(2)]
     server.kill()
     with appended(server).open("r+b") as file:
         file.truncate(size if flushed or kept else begin)

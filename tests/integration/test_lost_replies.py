@@ -213,7 +213,7 @@ def test_a_redis_that_cannot_be_reached_got_nothing(
     hasty.links.drop_idle()
     before = mutations(client, hasty)
     proxy.refuse()
-    with pytest.raises(RedisUnavailable, match="nothing was written"):
+    with pytest.raises(RedisUnavailable, match=r"nothing was written|^0 of 39 writes"):
         write(hasty)
     assert mutations(client, hasty) == before
     proxy.accept()

@@ -49,7 +49,7 @@ COMMON: dict[str, Any] = {
     "phases": [Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink],
 }
 BOUNDS = {
-    "short": settings(max_examples=20, stateful_step_count=30, **COMMON),
+    "short": settings(max_examples=30, stateful_step_count=30, **COMMON),
     "long": settings(max_examples=1000, stateful_step_count=60, **COMMON),
 }
 
@@ -402,9 +402,23 @@ class Crashes(RuleBasedStateMachine):
         """Flush a bit."""
         self._living().flush(entries_max, read_ahead=read_ahead)
 
-    @rule(effects=st.integers(1, 12), moment=moments, entries_max=st.integers(1, 6), read_ahead=st.booleans())
-    def crash(self, effects: int, moment: Moment, entries_max: int, read_ahead: bool) -> None:  # noqa: FBT001
+    @rule(
+        listed=st.lists(writes, max_size=4),
+        effects=st.integers(1, 12),
+        moment=moments,
+        entries_max=st.integers(1, 6),
+        read_ahead=st.booleans(),
+    )
+    def crash(
+        self,
+        listed: list[Write],
+        effects: int,
+        moment: Moment,
+        entries_max: int,
+        read_ahead: bool,  # noqa: FBT001
+    ) -> None:
         """Flush until an effect of the flush or of the takeover before it kills the flusher."""
+        self.batch(listed, 0, lost=False)
         flusher = self._living()
         flusher.fuse.set(effects, moment)
         with contextlib.suppress(Killed):
@@ -419,7 +433,7 @@ class Crashes(RuleBasedStateMachine):
         if self.flusher is not None:
             self.flusher.die()
             self.flusher = None
-        self.crash(effects, moment, 1, read_ahead=False)
+        self.crash([], effects, moment, 1, read_ahead=False)
 
     @precondition(lambda self: self.flusher is not None)
     @rule(entries_max=st.integers(1, 6))
