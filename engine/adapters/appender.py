@@ -108,11 +108,10 @@ class Appender:
         stamps = [self.stamp() for _ in calls]
         fenced = [stamp if call.partition in self.suspect else 0 for call, stamp in zip(calls, stamps, strict=True)]
         try:
-            packed = [
-                pack_command(self.command(link, call, FENCE_ONLY if fence else b"", stamp))
-                for call, fence, stamp in zip(calls, fenced, stamps, strict=True)
-            ]
-            link.connection.send_packed_command((b"".join(packed),), check_health=False)
+            for call, fence, stamp in zip(calls, fenced, stamps, strict=True):
+                # One by one: Redis works on the first while the others are still being packed.
+                packed = pack_command(self.command(link, call, FENCE_ONLY if fence else b"", stamp))
+                link.connection.send_packed_command((packed,), check_health=False)
             for fence in fenced:
                 try:
                     replies.append((link.identity, link.receive(disable_decoding=True), fence))
