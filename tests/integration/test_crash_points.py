@@ -308,7 +308,7 @@ def test_every_effect_is_a_crash_point_of_two_flushers(
             world.crash(Crash(point, side), monkeypatch)
         return crashed
 
-    assert enumerate_crashes(redis_url, sqlite_url, namespace, client, crash, step=2) > 20
+    assert enumerate_crashes(redis_url, sqlite_url, namespace, client, crash, step=3) > 20
 
 
 def test_every_effect_survives_sigkill(
@@ -340,7 +340,7 @@ def test_servers_forget_the_dead(
 ) -> None:
     """Each effect of the flush protocol on PostgreSQL and MariaDB, in an early batch and in a later one."""
     url = request.getfixturevalue(f"{database}_url")
-    for point in (1, 3):
+    for point in (3,) if really else (1, 3):
         world = World(redis_url, url, f"{namespace}{point}", seed=point)
         if really:
             assert world.crash_in_a_process(Crash(point, side, kill_process, (effect,)), monkeypatch)

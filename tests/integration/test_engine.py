@@ -564,7 +564,7 @@ def test_a_full_redis_refuses_whole_writes_and_drains(
                 accepted += 1
         assert client.xlen(engine.keys.logs[0]) == accepted
         assert not client.exists(engine.keys.record(0, "accounts", str(accepted)))
-        with pytest.raises(RedisUnavailable, match=r"^0 of 2 writes .* OOM"), engine.batch() as batch:
+        with pytest.raises(RedisUnavailable, match="out of memory"), engine.batch() as batch:
             batch.put(accounts, account(0, owner="half"))
             batch.put(accounts, account(accepted, note="x" * 30_000))
         assert client.xlen(engine.keys.logs[0]) == accepted

@@ -239,8 +239,13 @@ def test_an_outcome_that_cannot_be_found_out_is_unknown(
     assert amounts(hasty)[0] == (0 if fault is Fault.CUT_BEFORE else 1)
 
 
-@WRITES
-@pytest.mark.parametrize("later", ["put", "batch", "atomic", "delete"])
+@pytest.mark.parametrize(
+    ("write", "later"),
+    [
+        *((put, later) for later in ("put", "batch", "atomic", "delete")),
+        *((w, "put") for w in (increment, batch, atomic)),
+    ],
+)
 def test_a_late_original_cannot_overwrite_a_later_write(
     proxy: Proxy, hasty: WriteBehind, client: Any, write: Write, later: str
 ) -> None:

@@ -63,8 +63,10 @@ TRIGGERS = {
         "CREATE FUNCTION audited() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
         + INSERT.format(partition='"partition"')
         + "; RETURN NEW; END $$",
-        "CREATE TRIGGER audited AFTER UPDATE OF sequence ON writebehind_partitions "
-        "FOR EACH ROW EXECUTE FUNCTION audited()",
+        (
+            "CREATE TRIGGER audited AFTER UPDATE OF sequence ON writebehind_partitions "
+            "FOR EACH ROW EXECUTE FUNCTION audited()"
+        ),
     ],
     "mysql": [
         "CREATE TRIGGER audited AFTER UPDATE ON writebehind_partitions FOR EACH ROW BEGIN "
@@ -277,16 +279,15 @@ def test_a_zombie_keeps_no_entry_from_its_successor(world: World, tmp_path: Path
     world.write(1)
     with daemon(world, tmp_path / "first.log") as first:
         world.drained()
-        for _ in range(2):
-            first.freeze()
-            with flushing(world.app, member=False) as successor:
-                wait_until(lambda: world.holders() == {successor.holder}, "the successor holds all")
-                first.go_on()
-                for _ in range(5):
-                    receipt = world.app.increment(accounts, 1, {"balance": 1})
-                    world.balances[1] += 1
-                    receipt.wait(Durability.PERSISTED, 5)
-            wait_until(lambda: all(holder and f":{first.process.pid}:" in holder for holder in world.holders()), "back")
+        first.freeze()
+        with flushing(world.app, member=False) as successor:
+            wait_until(lambda: world.holders() == {successor.holder}, "the successor holds all")
+            first.go_on()
+            for _ in range(6):
+                receipt = world.app.increment(accounts, 1, {"balance": 1})
+                world.balances[1] += 1
+                receipt.wait(Durability.PERSISTED, 5)
+        wait_until(lambda: all(holder and f":{first.process.pid}:" in holder for holder in world.holders()), "back")
     world.check()
 
 
@@ -318,7 +319,7 @@ def test_two_daemons_under_fire(server_world: World, tmp_path: Path) -> None:
     """Daemons that are frozen and go on in turn, while writes keep coming, lose and double nothing."""
     world = server_world
     with daemon(world, tmp_path / "first.log") as first, daemon(world, tmp_path / "second.log") as second:
-        for victim in (first, second, first):
+        for victim in (first, second):
             world.write()
             victim.freeze()
             world.write()
