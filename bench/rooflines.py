@@ -9,15 +9,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psycopg
 import redis
 import sqlalchemy as sa
 from msgspec import Struct
 from msgspec.msgpack import Decoder
 from msgspec.structs import asdict, astuple
 from sqlalchemy.dialects import postgresql
+
+if TYPE_CHECKING:
+    import psycopg
 
 __all__ = ["CopyLoop", "ExecutemanyLoop", "Loop", "RowLoop"]
 
@@ -123,7 +125,7 @@ class Loop(ABC):
     def write(self, connection: sa.Connection, rows: list[Account], offsets: dict[str, str]) -> None:
         """Commit a batch."""
 
-    def move(self, cursor: psycopg.Cursor[Any], offsets: dict[str, str]) -> None:
+    def move(self, cursor: "psycopg.Cursor[Any]", offsets: dict[str, str]) -> None:
         """Move the offsets, all in one statement."""
         source = "unnest(%s::text[], %s::text[]) AS n(log, entry)"
         statement = f"UPDATE {self.offsets} AS o SET entry = n.entry FROM {source} WHERE o.log = n.log"  # noqa: S608 - our own names
