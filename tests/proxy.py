@@ -210,6 +210,8 @@ class _Session:
         deadline = time.monotonic() + DEADLINE_SECONDS
         while not self._delayed and time.monotonic() < deadline:
             time.sleep(0.001)
+        with self._replied:
+            self._reply = b""  # requests before it on this connection may have been answered since
         self._server.sendall(self._delayed)
         with self._replied:
             self._replied.wait_for(lambda: self._reply or self._ended, DEADLINE_SECONDS)

@@ -158,7 +158,7 @@ def test_a_write_survives_one_fault(
     check_once(client, engine, write)
     assert receipt.mutation_id in mutations(client, engine)
     late = proxy.release()
-    assert all(b"FENCED" in reply for reply in late)
+    assert all(b"FENCED" in reply for reply in late), late
     check_once(client, engine, write)
     log = engine.keys.logs[receipt.partition]
     ((_, fields),) = client.xrange(log, str(receipt.entry_id), str(receipt.entry_id))

@@ -268,13 +268,31 @@ RETRIES = [
         "if false then",
         f"{LOST}::test_a_write_survives_one_fault[Fault.DELAY-increment-0]",
     ),
+    Mutant(
+        name="search-gives-up-silently",
+        harm="a first attempt too far back is taken for lost: the write is applied twice",
+        edits=[
+            Edit(
+                path=APPEND,
+                old="      return redis.error_reply('UNSEARCHED the log is longer than the search')",
+                new="      break",
+            ),
+            # The second line of defence: what stood below the last entry searched may have been trimmed.
+            Edit(
+                path=APPEND,
+                old="local function searched_all(oldest)\n",
+                new="local function searched_all(oldest)\n  do return true end\n",
+            ),
+        ],
+        tests=[f"{LOST}::test_a_log_too_long_to_search_makes_the_outcome_unknown"],
+    ),
     mutant(
-        "search-gives-up-silently",
-        "a first attempt too far back is taken for lost: the write is applied twice",
+        "trimmed-attempt-taken-for-lost",
+        "a first attempt that was flushed and trimmed is taken for lost: the write is applied twice",
         APPEND,
-        "      return redis.error_reply('UNSEARCHED the log is longer than the search')",
-        "      break",
-        f"{LOST}::test_a_log_too_long_to_search_makes_the_outcome_unknown",
+        "local function searched_all(oldest)\n",
+        "local function searched_all(oldest)\n  do return true end\n",
+        f"{LOST}::test_an_entry_flushed_and_trimmed_before_the_retry_is_not_written_again",
     ),
     mutant(
         "unknown-outcome-called-nothing",
