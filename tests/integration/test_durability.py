@@ -308,11 +308,13 @@ def test_a_write_during_a_restart_is_made_once(own_redis: "OwnRedisFactory", mak
 
 def test_replicated_needs_replicas(own_redis: "OwnRedisFactory", make: Factory) -> None:
     """Without a replica the level is refused; with one it holds; when it goes the write is late."""
-    primary = own_redis({"appendfsync": "always", "repl-diskless-sync-delay": 0})
+    # Local ones: a container could not reach another's port on this machine.
+    binary = servers.newest_redis_binary()
+    primary = own_redis({"appendfsync": "always", "repl-diskless-sync-delay": 0}, binary=binary)
     with pytest.raises(ConfigurationError, match="0 replicas"):
         make(primary.url, durability=Durability.REPLICATED).start()
     port = primary.url.rpartition(":")[2].partition("/")[0]
-    replica = own_redis({"replicaof": f"127.0.0.1 {port}"})
+    replica = own_redis({"replicaof": f"127.0.0.1 {port}"}, binary=binary)
     with redis.Redis.from_url(replica.url) as plain:
         client: Any = plain
         deadline = time.monotonic() + 20

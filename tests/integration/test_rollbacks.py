@@ -381,7 +381,9 @@ def test_a_promoted_replica_that_missed_entries(
     own_redis: "OwnRedisFactory", sqlite_url: str, namespace: str, flushed: int
 ) -> None:
     """Writes after the failover all land, whatever SQL had of the tail; what only the old primary knew is lost."""
-    primary, replica = (own_redis({"repl-diskless-sync-delay": 0}) for _ in range(2))
+    # Local ones: a container could not reach another's port on this machine.
+    binary = servers.newest_redis_binary()
+    primary, replica = (own_redis({"repl-diskless-sync-delay": 0}, binary=binary) for _ in range(2))
     ports = [int(each.url.rpartition(":")[2].partition("/")[0]) for each in (primary, replica)]
     with (
         Proxy(ports[0]) as address,
@@ -441,7 +443,9 @@ def test_a_promoted_replica_that_missed_entries(
 
 def test_a_failover_under_a_running_flusher(own_redis: "OwnRedisFactory", sqlite_url: str, namespace: str) -> None:
     """A flusher that serves through the failover takes the new primary over and flushes everything after it."""
-    primary, replica = (own_redis({"repl-diskless-sync-delay": 0}) for _ in range(2))
+    # Local ones: a container could not reach another's port on this machine.
+    binary = servers.newest_redis_binary()
+    primary, replica = (own_redis({"repl-diskless-sync-delay": 0}, binary=binary) for _ in range(2))
     ports = [int(each.url.rpartition(":")[2].partition("/")[0]) for each in (primary, replica)]
     with Proxy(ports[0]) as address, redis.Redis.from_url(replica.url) as new_client:
         new: Any = new_client
