@@ -20,7 +20,7 @@ import redis
 import sqlalchemy as sa
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from writebehind.engine import EngineSettings, ReadTimeout, RedisUnavailable, WriteBehind
 from writebehind.engine.adapters.control_tables import flushers, partitions
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 PARTITIONS = 2
 KEYS = (1, 2)
-QUICK = FlusherSettings(linger_seconds=0, retention_seconds=0, lease_ttl_seconds=5)
+RETAINING = FlusherSettings(linger_seconds=0, lease_ttl_seconds=5)
+TRIMMING = replace(RETAINING, retention_seconds=0)
 ROUNDS_MAX = 40
 """Reads that give nothing before an example counts as stuck."""
 
@@ -210,8 +211,8 @@ class Fuse:
 class Mortal(Flusher):
     """A flusher driven step by step in the test's thread, which can be killed at any effect."""
 
-    def __init__(self, app: WriteBehind) -> None:
-        super().__init__(app, QUICK)
+    def __init__(self, app: WriteBehind, settings: FlusherSettings) -> None:
+        super().__init__(app, settings)
         without_fsync(self._engine)
         self.fuse = Fuse()
         self.ahead: Batch | None = None
@@ -317,6 +318,7 @@ class Crashes(RuleBasedStateMachine):
         self.path = directory / f"{self.namespace}.sqlite"
         self.client = redis.Redis.from_url(server.url)
         self.apps = [self._app(), self._app()]
+        self.settings = RETAINING
         self.flusher: Mortal | None = None
         self.zombies: list[Mortal] = []
         initialise(self.apps[0], create_tables=True)
@@ -331,6 +333,11 @@ class Crashes(RuleBasedStateMachine):
             settings=EngineSettings(read_timeout_seconds=0.005),
         )
 
+    @initialize(trims=st.booleans())
+    def begin(self, trims: bool) -> None:  # noqa: FBT001
+        """Choose whether flushed entries stay in the log for a while, as they should, or go at once."""
+        self.settings = TRIMMING if trims else RETAINING
+
     # Writing
 
     @rule(write=writes, writer=st.integers(0, 1), lost=st.booleans())
@@ -338,7 +345,7 @@ class Crashes(RuleBasedStateMachine):
         """Write; sometimes the reply is lost, and the engine has to find out."""
         if self.model.possible(write):
             if lost:
-                lose_a_reply(self.apps[writer])
+                self._lose_a_reply(writer)
             write.send(self.apps[writer])
             self.model.apply(write)
             with contextlib.suppress(ReadTimeout):
@@ -348,7 +355,7 @@ class Crashes(RuleBasedStateMachine):
     def batch(self, listed: list[Write], writer: int, lost: bool) -> None:  # noqa: FBT001
         """Write many in one round trip."""
         if lost:
-            lose_a_reply(self.apps[writer])
+            self._lose_a_reply(writer)
         with self.apps[writer].batch() as batch:
             for write in listed:
                 if self.model.possible(write):
@@ -373,6 +380,11 @@ class Crashes(RuleBasedStateMachine):
             if not keep:
                 raise Abandoned
             self.model = trial
+
+    def _lose_a_reply(self, writer: int) -> None:
+        # Where what was just flushed is trimmed at once, a retry cannot know, and says so.
+        if self.settings is RETAINING:
+            lose_a_reply(self.apps[writer])
 
     # Reading
 
@@ -464,7 +476,7 @@ class Crashes(RuleBasedStateMachine):
     def _living(self) -> Mortal:
         if self.flusher is None:
             self._let_leases_expire()
-            self.flusher = Mortal(self.apps[0])
+            self.flusher = Mortal(self.apps[0], self.settings)
         return self.flusher
 
     def _let_leases_expire(self) -> None:
