@@ -99,7 +99,7 @@ class Flusher:
         self._member = member
         self._links = Links(app.redis_target, app.settings.redis_timeout_seconds)
         self._log = Log(self._links, app.keys, self.holder)
-        self._engine = flusher_engine(app.database, self.settings.lease_ttl_seconds)
+        self._engine = flusher_engine(app.database, self.settings.lease_ttl_seconds, self.holder)
         namespace = app.namespace_settings.namespace
         self._leases = Leases(self._engine, namespace, self.holder, self.settings.lease_ttl_seconds)
         self._transaction = Transaction(self._engine, namespace, app.tables, self.settings.lease_ttl_seconds)
@@ -397,6 +397,7 @@ class Flusher:
         for cursor in list(self.cursors.values()):
             if cursor.halted is not None and time.monotonic() >= cursor.retry_at:
                 self._isolate(cursor, 1)
+        self._settlement.trim(self.cursors.values())
 
     def _drop_taken(self, held: Mapping[int, int]) -> None:
         """Stop serving what another has taken since: this process may have been frozen."""

@@ -23,14 +23,14 @@ import sqlalchemy as sa
 
 from writebehind.engine.adapters.control_tables import epochs, flushers, now_ms, partitions
 from writebehind.engine.core.positions import EntryID
-from writebehind.flushers.sessions import APPLICATION_NAME, IDLE_SHARE
+from writebehind.flushers.sessions import IDLE_SHARE, application_name
 
 __all__ = ["Lease", "Leases"]
 
 _END_FROZEN = sa.text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE datname = current_database() AND usename = current_user"
-    " AND application_name = :name AND xact_start IS NOT NULL AND wait_event = 'ClientRead'"
+    " AND application_name = ANY(:names) AND xact_start IS NOT NULL AND wait_event = 'ClientRead'"
     " AND state_change < clock_timestamp() - make_interval(secs => :idle)"
 )
 
@@ -183,8 +183,17 @@ class Leases:
         """
         if self._engine.dialect.name != "postgresql":
             return
+        overdue = sa.select(partitions.c.holder).where(
+            partitions.c.namespace == self._namespace,
+            partitions.c.holder.is_not(None),
+            partitions.c.holder != self._holder,
+            partitions.c.lease_until_ms < now_ms(),
+        )
         with self._engine.begin() as connection:
-            connection.execute(_END_FROZEN, {"name": APPLICATION_NAME, "idle": self._ttl_ms * IDLE_SHARE / 1000})
+            names = [application_name(holder) for holder in set(connection.execute(overdue).scalars())]
+            if names:
+                idle = self._ttl_ms * IDLE_SHARE / 1000
+                connection.execute(_END_FROZEN, {"names": names, "idle": idle})
 
     def _earlier(self, connection: sa.Connection, number: int) -> dict[int, EntryID]:
         rows = connection.execute(

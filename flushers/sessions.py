@@ -11,10 +11,9 @@ import sqlalchemy as sa
 
 from writebehind.engine.errors import ConfigurationError
 
-__all__ = ["APPLICATION_NAME", "IDLE_SHARE", "flusher_engine"]
+__all__ = ["IDLE_SHARE", "application_name", "flusher_engine"]
 
-APPLICATION_NAME = "writebehind flusher"
-"""By which PostgreSQL shows the sessions of flushers."""
+APPLICATION_NAME_MAX = 63
 
 CONNECT_SECONDS_MAX = 10
 STATEMENT_SECONDS_MAX = 60
@@ -23,12 +22,18 @@ IDLE_SHARE = 0.8
 """Share of the lease TTL for which a session may idle inside a transaction."""
 
 
-def flusher_engine(database: sa.Engine, lease_ttl_seconds: float) -> sa.Engine:
+def application_name(holder: str) -> str:
+    """Return the name under which PostgreSQL shows the sessions of a holder; the end of it is what differs."""
+    return f"writebehind {holder}".encode("ascii", "replace").decode().replace("'", "?")[-APPLICATION_NAME_MAX:]
+
+
+def flusher_engine(database: sa.Engine, lease_ttl_seconds: float, holder: str) -> sa.Engine:
     """Return an engine for flushing, made from the URL of the service's engine.
 
     Args:
         database: the service's engine.
         lease_ttl_seconds: locks must be free this long after a holder froze.
+        holder: whose sessions these are.
 
     Raises:
         ConfigurationError: the database lives in this process's memory.
@@ -46,7 +51,7 @@ def flusher_engine(database: sa.Engine, lease_ttl_seconds: float) -> sa.Engine:
         options["connect_args"] = _timeouts(url)
         engine = sa.create_engine(url, pool_pre_ping=True, **options)
         if dialect == "postgresql":
-            _on_connect(engine, _postgresql(lease_ttl_seconds))
+            _on_connect(engine, _postgresql(lease_ttl_seconds, holder))
         elif dialect in {"mysql", "mariadb"}:
             _on_connect(engine, _mysql(lease_ttl_seconds))
     return engine
@@ -71,10 +76,10 @@ def _timeouts(url: sa.URL) -> dict[str, Any]:
     return {}
 
 
-def _postgresql(lease_ttl_seconds: float) -> list[str]:
+def _postgresql(lease_ttl_seconds: float, holder: str) -> list[str]:
     idle = int(lease_ttl_seconds * 1000 * IDLE_SHARE)
     return [
-        f"SET application_name = '{APPLICATION_NAME}'",
+        f"SET application_name = '{application_name(holder)}'",
         f"SET idle_in_transaction_session_timeout = {idle}",
         f"SET lock_timeout = {int(lease_ttl_seconds * 2000)}",
         f"SET statement_timeout = {STATEMENT_SECONDS_MAX * 1000}",

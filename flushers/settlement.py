@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from writebehind.engine.adapters.log import Acknowledgement, Log
@@ -35,7 +35,7 @@ class Settlement:
         self._ttl_ms = 0 if record_ttl_seconds is None else max(1, int(record_ttl_seconds * 1000))
         self._retention_seconds = retention_seconds
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writebehind-settle")
-        self._under_way: list[tuple[Future[None], Batch]] = []
+        self._under_way: list[tuple[Future[None], set[int]]] = []
 
     def submit(self, batch: Batch, cursors: Mapping[int, Cursor]) -> None:
         """Have a committed batch acknowledged."""
@@ -57,7 +57,31 @@ class Settlement:
                     flushed_rows=0 if number else len(batch.changes),
                 )
             )
-        self._under_way.append((self._thread.submit(self._log.acknowledge, todo), batch))
+        self._submit(todo)
+
+    def trim(self, cursors: Iterable[Cursor]) -> None:
+        """Trim logs whose flushed entries are past the retention although nothing new is flushed."""
+        now = time.monotonic()
+        todo = [
+            Acknowledgement(
+                partition=cursor.number,
+                ids=(),
+                offset=cursor.committed,
+                whole=(),
+                other=(),
+                ttl_ms=0,
+                trim_below=point,
+                flushed_rows=0,
+            )
+            for cursor in cursors
+            if not cursor.stale and (point := cursor.trim_point(now, self._retention_seconds))
+        ]
+        if todo:
+            self._submit(todo)
+
+    def _submit(self, todo: Sequence[Acknowledgement]) -> None:
+        done = self._thread.submit(self._log.acknowledge, todo)
+        self._under_way.append((done, {each.partition for each in todo}))
 
     def _settled(self, batch: Batch, partition: int) -> tuple[list[tuple[str, bytes]], list[tuple[str, bytes]]]:
         stem = self._keys.stems[partition]
@@ -79,12 +103,12 @@ class Settlement:
         """
         failed: set[int] = set()
         while self._under_way and (everything or self._under_way[0][0].done() or len(self._under_way) > UNDER_WAY_MAX):
-            future, batch = self._under_way.pop(0)
+            future, partitions = self._under_way.pop(0)
             try:
                 future.result()
             except RedisUnavailable as error:
                 logger.warning("acknowledging: %s", error)
-                failed.update(segment.partition for segment in batch.segments)
+                failed |= partitions
         return failed
 
     def close(self) -> None:

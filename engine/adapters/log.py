@@ -10,8 +10,8 @@ from typing import Any
 
 import redis
 
-from writebehind.engine.adapters.links import Link, Links, refusal
-from writebehind.engine.adapters.scripts import SETTLE
+from writebehind.engine.adapters.links import Links, refusal
+from writebehind.engine.adapters.scripts import PUBLISH, SETTLE
 from writebehind.engine.core.contiguity import parse_lineage
 from writebehind.engine.core.keys import Keys
 from writebehind.engine.core.positions import ORIGIN, EntryID
@@ -224,13 +224,10 @@ class Log:
             RedisUnavailable: Redis cannot be reached.
         """
         commands: list[tuple[Any, ...]] = []
-        trims: list[tuple[int, EntryID]] = []
         for done in acknowledgements:
-            log = self._keys.logs[done.partition]
+            log, meta = self._keys.logs[done.partition], self._keys.metas[done.partition]
             if done.ids:
                 commands.append(("XACK", log, GROUP, *done.ids))
-            if done.trim_below is not None:
-                trims.append((done.partition, done.trim_below))
             for records, whole in ((done.whole, True), (done.other, False)):
                 for start in range(0, len(records), KEYS_PER_SCRIPT):
                     names, versions = zip(*records[start : start + KEYS_PER_SCRIPT], strict=True)
@@ -238,17 +235,14 @@ class Log:
                     commands.append(
                         ("EVALSHA", SETTLE.sha, count, *names, done.ttl_ms, count if whole else 0, *versions)
                     )
-            meta = self._keys.metas[done.partition]
             if done.offset != ORIGIN:
-                commands.append(("HSET", meta, "watermark", str(done.offset)))
-            if done.flushed_rows:
-                commands.append(("HINCRBY", meta, "flushed:rows", done.flushed_rows))
-                commands.append(("HINCRBY", meta, "flushed:batches", 1))
+                below = "" if done.trim_below is None else str(done.trim_below)
+                published = (done.offset.epoch, str(done.offset), below, done.flushed_rows)
+                commands.append(("EVALSHA", PUBLISH.sha, 2, log, meta, *published))
         with self._links.link() as link:
-            commands += self._trimming(link, trims)
             replies = link.pipeline(commands)
             unknown = [
-                ("EVAL", SETTLE.text, *command[2:])
+                ("EVAL", (SETTLE if command[1] == SETTLE.sha else PUBLISH).text, *command[2:])
                 for command, reply in zip(commands, replies, strict=True)
                 if isinstance(reply, redis.exceptions.NoScriptError)
             ]
@@ -256,20 +250,6 @@ class Log:
         for reply in replies:
             if isinstance(reply, redis.ResponseError) and refusal(reply).code not in {"OOM", "NOSCRIPT"}:
                 raise _refused(reply) from reply
-
-    def _trimming(self, link: Link, trims: Sequence[tuple[int, EntryID]]) -> list[tuple[Any, ...]]:
-        """Return the commands that trim logs whose history knows the epoch to trim by.
-
-        A failover may have come between the commit and its acknowledgement, and the new primary's epochs may have
-        smaller numbers, where a clock was ahead: trimming by the old number would remove what is not flushed. The
-        link speaks to one history: a connection survives neither a restart nor a failover.
-        """
-        asked = [("HEXISTS", self._keys.metas[number], f"lineage:{below.epoch}") for number, below in trims]
-        return [
-            ("XTRIM", self._keys.logs[number], "MINID", str(below))
-            for (number, below), known in zip(trims, link.pipeline(asked) if asked else (), strict=True)
-            if known == 1
-        ]
 
 
 def _refused(error: redis.ResponseError) -> Exception:

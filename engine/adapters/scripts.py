@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass, field
 from importlib.resources import files
 
-__all__ = ["APPEND", "BARRIER", "OPEN_EPOCH", "SETTLE", "Script"]
+__all__ = ["APPEND", "BARRIER", "OPEN_EPOCH", "PUBLISH", "SETTLE", "Script"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +25,4 @@ APPEND = Script("append")
 OPEN_EPOCH = Script("open_epoch")
 BARRIER = Script("barrier")
 SETTLE = Script("settle")
+PUBLISH = Script("publish")

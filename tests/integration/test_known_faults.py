@@ -13,7 +13,7 @@ from writebehind.engine import DataLossDetected, EngineSettings, RedisUnavailabl
 from writebehind.engine.adapters.control_tables import flushers, partitions
 from writebehind.engine.adapters.fsync import Fsync, confirm, waitaof_waits
 from writebehind.engine.adapters.links import Links
-from writebehind.engine.adapters.log import GROUP
+from writebehind.engine.adapters.log import GROUP, Acknowledgement, Log
 from writebehind.engine.core.durability import Durability
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.errors import LeaseLost
@@ -82,6 +82,10 @@ class Stepped(Flusher):
     def attempt(self, batch: Batch) -> None:
         """Commit a batch without noting it."""
         self._attempt(batch)
+
+    def settle(self) -> None:
+        """Wait for what is being acknowledged."""
+        self._collect_settled(everything=True)
 
     def die(self) -> None:
         """Leave leases and pending entries as they are."""
@@ -416,6 +420,37 @@ def test_only_what_sql_has_is_trimmed(app: WriteBehind, client: Any, flusher: Ca
     assert 2 <= client.xlen(app.keys.logs[0]) < 6
     finish(app)
     assert balances(app) == {1: 6}
+
+
+def test_an_idle_log_is_trimmed(app: WriteBehind, client: Any, flusher: Callable[..., Stepped]) -> None:
+    """What is flushed goes after the retention, also where nothing new is written."""
+    increment(app, 3)
+    idle = flusher()
+    idle.commit(idle.read())
+    assert client.xlen(app.keys.logs[0]) == 3
+    idle.serve()
+    idle.settle()
+    assert client.xlen(app.keys.logs[0]) == 0
+
+
+def test_a_late_settlement_leaves_another_history_alone(app: WriteBehind, client: Any) -> None:
+    """A commit acknowledged after a failover neither trims nor moves the watermark of the new primary."""
+    increment(app, 3)
+    late = Acknowledgement(
+        partition=0,
+        ids=(),
+        offset=EntryID(FAR_EPOCH, 5),
+        whole=(),
+        other=(),
+        ttl_ms=0,
+        trim_below=EntryID(FAR_EPOCH, 6),
+        flushed_rows=1,
+    )
+    Log(app.links, app.keys, "late").acknowledge([late])
+    assert client.xlen(app.keys.logs[0]) == 3
+    assert watermark(client, app) is None
+    finish(app)
+    assert balances(app) == {1: 3}
 
 
 def test_a_removed_entry_is_counted(app: WriteBehind, client: Any) -> None:

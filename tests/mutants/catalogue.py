@@ -24,6 +24,7 @@ LINKS = "engine/adapters/links.py"
 LOG = "engine/adapters/log.py"
 OPEN_EPOCH = "engine/adapters/lua/open_epoch.lua"
 PAYLOAD = "engine/core/payload.py"
+PUBLISH = "engine/adapters/lua/publish.lua"
 READER = "engine/adapters/reader.py"
 ROWS = "engine/adapters/rows.py"
 SETTLE = "engine/adapters/lua/settle.lua"
@@ -561,6 +562,14 @@ HOLDING = [
         'start = "0" if position == ORIGIN else str(position)',
         'start = "$"',
         f"{FAULTS}::test_a_group_that_is_gone_is_rebuilt_where_sql_stands",
+    ),
+    mutant(
+        "late-settlement-believed",
+        "a commit acknowledged after a failover trims what the new primary has not flushed",
+        PUBLISH,
+        "if redis.call('HEXISTS', meta, 'lineage:' .. ARGV[1]) == 0 then return 0 end",
+        "",
+        f"{FAULTS}::test_a_late_settlement_leaves_another_history_alone",
     ),
     mutant(
         "pending-not-claimed",

@@ -1,0 +1,21 @@
+-- After a commit: publish the offset for readers, and trim what is flushed.
+--
+-- KEYS  1 log (stream)   2 meta (hash)
+-- ARGV  1 epoch and 2 ID of the offset   3 trim entries below this ID, '' not to   4 operations flushed, to be counted
+-- Reply 1, or 0 where this history does not know the offset's epoch.
+--
+-- A failover may have come between the commit and this call, and epochs of the new primary may have smaller numbers,
+-- where a clock was ahead: neither trimming by the old number nor publishing it would be right then. Trimming comes
+-- first, because Redis refuses the other writes when it is full. Stopped half way: cannot be. Repeat: counts again.
+
+local log, meta = KEYS[1], KEYS[2]
+if redis.call('HEXISTS', meta, 'lineage:' .. ARGV[1]) == 0 then return 0 end
+if ARGV[3] ~= '' and redis.call('HEXISTS', meta, 'lineage:' .. string.match(ARGV[3], '^%d+')) == 1 then
+  redis.call('XTRIM', log, 'MINID', ARGV[3])
+end
+redis.call('HSET', meta, 'watermark', ARGV[2])
+if ARGV[4] ~= '0' then
+  redis.call('HINCRBY', meta, 'flushed:rows', ARGV[4])
+  redis.call('HINCRBY', meta, 'flushed:batches', 1)
+end
+return 1
