@@ -1,7 +1,7 @@
 """A partition as its holder sees it."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from writebehind.engine.core.positions import ORIGIN, EntryID
@@ -21,6 +21,7 @@ class Cursor:
         base: the same place in this log's own history; differs only where Redis was rolled back below SQL.
         position: the last entry read.
         expected: what the offset in SQL will be once everything read so far is committed.
+        epochs: the epochs of this log when it was taken over; a new one means that Redis has a new history.
         replay_until: entries up to this one are read by position, because they were delivered before.
         stale: the log is not what it was; it has to be taken over again.
         halted: why it is not flushed, or None.
@@ -37,6 +38,7 @@ class Cursor:
     base: EntryID = ORIGIN
     position: EntryID = ORIGIN
     expected: EntryID = ORIGIN
+    epochs: frozenset[int] = frozenset()
     replay_until: EntryID | None = None
     stale: bool = True
     halted: str | None = None
@@ -58,8 +60,9 @@ class Cursor:
         """Note that everything up to here is committed."""
         self.committed = self.base = end
 
-    def begin(self, position: EntryID, replay_until: EntryID | None) -> None:
+    def begin(self, position: EntryID, replay_until: EntryID | None, epochs: Iterable[int]) -> None:
         """Serve from a position that a takeover has found."""
+        self.epochs = frozenset(epochs)
         self.base = self.position = position
         self.expected = self.committed
         self.replay_until = replay_until

@@ -425,7 +425,7 @@ class Flusher:
         if self._redis_lost:
             logger.warning("Redis answers again")
             self._redis_lost = False
-        cursor.begin(start.position, start.replay_until)
+        cursor.begin(start.position, start.replay_until, start.lineage)
         self.tally.takeovers += 1
         self.tally.claimed += start.claimed
         return True

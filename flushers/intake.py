@@ -187,13 +187,13 @@ class Intake:
         states = self._log.states([cursor.number for cursor in cursors if not cursor.stale])
         for cursor in cursors:
             state = states.get(cursor.number)
-            if state is None or state.end is None:
+            if state is None:
                 continue
-            if cursor.position != ORIGIN and cursor.position.epoch not in state.lineage:
-                # Another history: numbers of the two must not be compared.
+            if state.moved or state.floor is not None or _foreign(cursor, state.lineage):
+                # Another history: it has to be compared with SQL, and numbers of the two must not be.
                 cursor.stale = True
                 continue
-            if not backlog(cursor.position, state.end, state.lineage):
+            if state.end is None or not backlog(cursor.position, state.end, state.lineage):
                 continue
             # Asked later than the end: what was appended since is found, too.
             if self._log.read_range(cursor.number, cursor.position, None, 1):
@@ -230,6 +230,10 @@ class Intake:
         known = True
         for entry in entries:
             found = EntryID.parse(entry[0])
+            if found.epoch in lineage and found.epoch not in cursor.epochs:
+                # A history that begun since: it has to be compared with SQL first.
+                cursor.stale = True
+                return None
             try:
                 judged = step(position, found, lineage)
             except ValueError:
@@ -283,6 +287,10 @@ class Intake:
             self._entry_bytes = 0.8 * self._entry_bytes + 0.2 * (size / len(entries))
             return len(entries)
         raise EntryFailed(cursor.number, entries[number][0].decode(), number, failure)
+
+
+def _foreign(cursor: Cursor, lineage: Lineage) -> bool:
+    return cursor.position != ORIGIN and cursor.position.epoch not in lineage
 
 
 def _joined(segments: list[Segment]) -> list[Segment]:

@@ -6,7 +6,20 @@ from typing import assert_never, cast
 
 from writebehind.engine.adapters.log import Acknowledgement, Log
 from writebehind.engine.core.positions import EntryID
-from writebehind.recovery.takeover import Claim, Confirmed, Effect, Inspect, MakeGroup, Reply, Start, takeover
+from writebehind.recovery.takeover import (
+    Claim,
+    Confirmed,
+    Distrust,
+    Effect,
+    Expunge,
+    Inspect,
+    MakeGroup,
+    OpenEpoch,
+    Reply,
+    Start,
+    Trust,
+    takeover,
+)
 
 __all__ = ["perform", "reclaim"]
 
@@ -36,6 +49,15 @@ def reclaim(log: Log, partition: int, offset: EntryID, earlier: Mapping[int, Ent
         )  # fmt: skip
     if start.group_made:
         logger.warning("partition %d: the consumer group was missing; made anew at %s", partition, start.position)
+    if start.ghosts:
+        logger.warning(
+            "partition %d: removed %d entries that Redis had forgotten at an earlier start", partition, start.ghosts
+        )
+    if start.ahead is not None:
+        logger.warning(
+            "partition %d: Redis was rolled back below what SQL has (%s); %d records will be loaded from SQL again",
+            partition, offset, start.distrusted,
+        )  # fmt: skip
     if start.claimed:
         logger.info("partition %d: claimed %d pending entries", partition, start.claimed)
     if start.served_by_group:
@@ -57,6 +79,14 @@ def perform(log: Log, partition: int, effect: Effect) -> Reply:
     match effect:
         case Inspect():
             return log.states([partition])[partition]
+        case OpenEpoch():
+            return log.open_epoch(partition)
+        case Expunge(ghosts, position):
+            log.expunge(partition, ghosts, position)
+        case Distrust(below, position):
+            return log.distrust(partition, below, position)
+        case Trust(floor):
+            log.trust(partition, floor)
         case MakeGroup(position):
             return log.ensure_group(partition, position)
         case Claim():

@@ -10,8 +10,8 @@ from typing import Any, assert_never
 import redis
 from hiredis import pack_command
 
-from writebehind.engine.adapters.links import Link, Links, refusal
-from writebehind.engine.adapters.scripts import APPEND, OPEN_EPOCH
+from writebehind.engine.adapters.links import Link, Links, open_epoch, refusal
+from writebehind.engine.adapters.scripts import APPEND
 from writebehind.engine.core.appending import (
     Call,
     Effect,
@@ -291,12 +291,7 @@ class _Performance:
         try:
             if link is None:
                 link = self._link = self._appender.links.take()
-            link.identify()
-            keys = self._appender.keys
-            partition = self._call.partition
-            link.script(
-                OPEN_EPOCH, (keys.logs[partition], keys.metas[partition]), (link.identity, secrets.randbelow(256))
-            )
+            open_epoch(link, self._appender.keys, self._call.partition)
         except (redis.ResponseError, *NOT_EXECUTED) as error:
             return self._refused(refusal(error))
         except redis.RedisError as error:

@@ -5,6 +5,7 @@ redis-py retry: a repeated write is a second write (redis-py 8 repeats up to ten
 """
 
 import os
+import secrets
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +17,12 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool
 
-from writebehind.engine.adapters.scripts import Script
+from writebehind.engine.adapters.scripts import OPEN_EPOCH, Script
 from writebehind.engine.core.appending import Refused
+from writebehind.engine.core.keys import Keys
 from writebehind.engine.errors import ConfigurationError, RedisUnavailable
 
-__all__ = ["Link", "Links", "refusal"]
+__all__ = ["Link", "Links", "open_epoch", "refusal"]
 
 Command = Sequence[Any]
 
@@ -235,6 +237,18 @@ class Links:
         """Leave the parent's connections alone; to be called in a forked child."""
         self._idle = deque()
         self._pool.reset()
+
+
+def open_epoch(link: Link, keys: Keys, partition: int) -> None:
+    """Read the primary's identity anew, and open an epoch on it where the current one began elsewhere.
+
+    Repeat: harmless.
+
+    Raises:
+        redis.RedisError: the server refuses, or the connection failed.
+    """
+    link.identify()
+    link.script(OPEN_EPOCH, (keys.logs[partition], keys.metas[partition]), (link.identity, secrets.randbelow(256)))
 
 
 def _pool(target: Any, own: dict[str, Any]) -> Any:

@@ -4,16 +4,18 @@ The consumer group gives delivery and visibility; the offset in SQL has the auth
 rolls back with a failover. Nothing here is trimmed above what SQL has.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import redis
 
-from writebehind.engine.adapters.links import Links, refusal
-from writebehind.engine.adapters.scripts import PUBLISH, SETTLE
+from writebehind.engine.adapters.links import Link, Links, open_epoch, refusal
+from writebehind.engine.adapters.scripts import DISTRUST, PUBLISH, SETTLE, TRUST
 from writebehind.engine.core.contiguity import parse_lineage
 from writebehind.engine.core.keys import Keys
+from writebehind.engine.core.payload import PayloadError, decode
 from writebehind.engine.core.positions import ORIGIN, EntryID
 from writebehind.engine.errors import ConfigurationError, RedisUnavailable
 
@@ -60,12 +62,19 @@ class LogState:
         delivered: the last entry that the group has delivered; None without a group.
         watermark: the offset as last published.
         lineage: its epochs.
+        moved: no epoch began on this very primary yet, or the log was deleted.
+        floor: the epoch that has to be compared with SQL before records of earlier ones are believed; None where that
+            was done.
+        ghosts: entries above the end that the lineage gives their epoch; looked for where there is a floor.
     """
 
     end: EntryID | None
     delivered: EntryID | None
     watermark: EntryID | None
     lineage: dict[int, EntryID | None]
+    moved: bool = False
+    floor: int | None = None
+    ghosts: Sequence[bytes] = ()
 
 
 class Log:
@@ -98,7 +107,149 @@ class Log:
             ]
         with self._links.link() as link:
             replies = link.pipeline(commands)
-        return {number: _state(*replies[3 * index : 3 * index + 3]) for index, number in enumerate(partitions)}
+            return {
+                number: self._state(link, number, *replies[3 * index : 3 * index + 3])
+                for index, number in enumerate(partitions)
+            }
+
+    def _state(self, link: Link, partition: int, stream: Any, groups: Any, meta: Any) -> LogState:
+        for reply in (stream, groups):
+            if isinstance(reply, redis.ResponseError) and "no such key" not in str(reply):
+                raise _refused(reply) from reply
+        if isinstance(meta, redis.ResponseError):
+            raise _refused(meta) from meta
+        fields = dict(zip(meta[::2], meta[1::2], strict=True))
+        end = delivered = None
+        if not isinstance(stream, Exception):
+            end = _position(dict(zip(stream[::2], stream[1::2], strict=False))[b"last-generated-id"])
+        if not isinstance(groups, Exception):
+            for group in groups:
+                facts = dict(zip(group[::2], group[1::2], strict=True))
+                if facts[b"name"] == GROUP:
+                    delivered = _position(facts[b"last-delivered-id"]) or ORIGIN
+        watermark = fields.get(b"watermark")
+        lineage = parse_lineage(fields)
+        if end is not None and lineage and end.epoch < (newest := max(lineage)):
+            # The newest epoch has no entry: what stands above its beginning came back after it was lost.
+            end = lineage[newest]
+        floor = fields.get(b"floor")
+        return LogState(
+            end=end,
+            delivered=delivered,
+            watermark=EntryID.parse(watermark) if watermark else None,
+            lineage=lineage,
+            moved=bool(lineage) and (fields.get(b"identity") != link.identity or isinstance(stream, Exception)),
+            floor=int(floor) if floor else None,
+            ghosts=self._ghosts(link, partition, lineage) if floor else (),
+        )
+
+    def _ghosts(self, link: Link, partition: int, lineage: Mapping[int, EntryID | None]) -> list[bytes]:
+        epochs = sorted(lineage)
+        commands = []
+        for epoch, following in pairwise(epochs):
+            base = lineage[following]
+            if base is not None:  # else the log was deleted, and nothing of before can come back
+                first = f"({base}" if base.epoch == epoch else f"{epoch}-0"
+                commands.append(("XRANGE", self._keys.logs[partition], first, f"({following}-0"))
+        found: list[bytes] = []
+        for reply in link.pipeline(commands) if commands else ():
+            if isinstance(reply, redis.ResponseError):
+                raise _refused(reply) from reply
+            found += [entry[0] for entry in reply]
+        return found
+
+    def open_epoch(self, partition: int) -> bool:
+        """Open an epoch where the primary is another one than that of the current one, or the log was deleted.
+
+        Repeat: harmless.
+
+        Returns:
+            False where Redis is full and refuses.
+
+        Raises:
+            RedisUnavailable: Redis cannot be reached.
+        """
+        with self._links.link() as link:
+            try:
+                open_epoch(link, self._keys, partition)
+            except redis.exceptions.OutOfMemoryError:
+                return False
+            except redis.ResponseError as error:
+                raise _refused(error) from error
+        return True
+
+    def expunge(self, partition: int, ghosts: Sequence[bytes], position: EntryID) -> None:
+        """Remove entries that are not of this history, and the records that they touched.
+
+        Args:
+            partition: its number.
+            ghosts: IDs of the entries.
+            position: what SQL has applied; a record above it becomes a marker, others are removed.
+
+        Durability: nothing is lost that was not lost before. Repeat: harmless. Crash: records first, entries last.
+
+        Raises:
+            RedisUnavailable: Redis cannot be reached.
+        """
+        records: set[str] = set()
+        log = self._keys.logs[partition]
+        with self._links.link() as link:
+            try:
+                for ghost in ghosts:
+                    for _, fields in link.command("XRANGE", log, ghost, ghost):
+                        records |= self._touched(partition, fields)
+                self._distrust(link, sorted(records), "", position)
+                link.command("XDEL", log, *ghosts)
+            except redis.ResponseError as error:
+                raise _refused(error) from error
+
+    def _touched(self, partition: int, fields: Sequence[bytes]) -> set[str]:
+        try:
+            mutations = decode(fields[3])
+        except (PayloadError, IndexError):
+            # What cannot be read has touched nothing of ours.
+            return set()
+        return {self._keys.record(partition, table, key) for _, table, key, _ in mutations if key}
+
+    def distrust(self, partition: int, below: int, position: EntryID) -> int:
+        """Remove the partition's records of epochs below one, where SQL has applied them; return how many.
+
+        Cost: one SCAN of the whole Redis database.
+
+        Durability: SQL has what is removed. Repeat: harmless.
+
+        Raises:
+            RedisUnavailable: Redis cannot be reached.
+        """
+        stem, meta = self._keys.stems[partition], self._keys.metas[partition].encode()
+        removed = 0
+        cursor = b"0"
+        with self._links.link() as link:
+            try:
+                while True:
+                    cursor, found = link.command(
+                        "SCAN", cursor, "MATCH", stem + "*", "COUNT", KEYS_PER_SCRIPT, "TYPE", "hash"
+                    )
+                    removed += self._distrust(link, [name for name in found if name != meta], str(below), position)
+                    if cursor == b"0":
+                        return removed
+            except redis.ResponseError as error:
+                raise _refused(error) from error
+
+    def _distrust(self, link: Link, records: Sequence[Any], below: str, position: EntryID) -> int:
+        return int(link.script(DISTRUST, records, (below, *position))) if records else 0
+
+    def trust(self, partition: int, floor: int) -> None:
+        """Let records be believed again, once this history was compared with SQL. Repeat: harmless.
+
+        Raises:
+            RedisUnavailable: Redis cannot be reached.
+        """
+        with self._links.link() as link:
+            try:
+                link.script(TRUST, [self._keys.metas[partition]], [floor])
+            except redis.ResponseError as error:
+                raise _refused(error) from error
 
     def ensure_group(self, partition: int, position: EntryID) -> bool:
         """Make the consumer group at a position where there is none.
@@ -260,30 +411,6 @@ def _refused(error: redis.ResponseError) -> Exception:
             "check the user's permissions and the keys",
         )
     return RedisUnavailable(f"Redis refuses to serve the log: {refused.code} {refused.text}", "tried again later")
-
-
-def _state(stream: Any, groups: Any, meta: Any) -> LogState:
-    for reply in (stream, groups):
-        if isinstance(reply, redis.ResponseError) and "no such key" not in str(reply):
-            raise _refused(reply) from reply
-    if isinstance(meta, redis.ResponseError):
-        raise _refused(meta) from meta
-    fields = dict(zip(meta[::2], meta[1::2], strict=True))
-    end = delivered = None
-    if not isinstance(stream, Exception):
-        end = _position(dict(zip(stream[::2], stream[1::2], strict=False))[b"last-generated-id"])
-    if not isinstance(groups, Exception):
-        for group in groups:
-            facts = dict(zip(group[::2], group[1::2], strict=True))
-            if facts[b"name"] == GROUP:
-                delivered = _position(facts[b"last-delivered-id"]) or ORIGIN
-    watermark = fields.get(b"watermark")
-    return LogState(
-        end=end,
-        delivered=delivered,
-        watermark=EntryID.parse(watermark) if watermark else None,
-        lineage=parse_lineage(fields),
-    )
 
 
 def _position(text: bytes) -> EntryID | None:

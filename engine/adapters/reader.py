@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from writebehind.engine.adapters.declaration import DeclaredTable
@@ -103,18 +104,32 @@ class Reader:
             ("HGETALL", self._keys.record(wanted.partition, name, wanted.key_text)) for wanted in waiting.values()
         ]
         # After the hashes: a watermark read later covers all the more, and so does the mark of inserts.
-        commands += [("HMGET", self._keys.metas[number], "watermark", f"inserted:{name}") for number in partitions]
+        commands += [
+            ("HMGET", self._keys.metas[number], "watermark", f"inserted:{name}", "identity", "floor")
+            for number in partitions
+        ]
         with self._links.link() as link:
             replies = link.pipeline(commands)
+            identity = link.identity
         for reply in replies:
             if isinstance(reply, Exception):
                 raise reply
         marks = dict(zip(partitions, replies[len(waiting) :], strict=True))
+        floors = {number: _floor(known, floor, identity) for number, (_, _, known, floor) in marks.items()}
+        unjudged = [number for number, floor in floors.items() if floor]
+        applied = self._rows.applied_of(self._keys.namespace, unjudged) if unjudged else {}
         still: dict[Any, _Wanted] = {}
         for (key, wanted), reply in zip(waiting.items(), replies, strict=False):
             fields = dict(zip(reply[::2], reply[1::2], strict=True))
             state, version = standing(fields)
-            watermark, inserted = (EntryID.parse(mark) if mark else ORIGIN for mark in marks[wanted.partition])
+            watermark, inserted = (EntryID.parse(mark) if mark else ORIGIN for mark in marks[wanted.partition][:2])
+            if (
+                version is not None
+                and version.epoch < floors[wanted.partition]
+                and applied[wanted.partition].covers(version) is not False
+            ):
+                # SQL has this version, or a later one that Redis was rolled back to before.
+                state, version = Standing.IN_SQL, None
             if state is Standing.ABSENT:
                 found[key] = None
                 continue
@@ -136,3 +151,11 @@ class Reader:
 
     def _overdue(self, begun: float) -> bool:
         return time.monotonic() - begun > ASK_SQL_AFTER_SECONDS
+
+
+def _floor(known: bytes | None, floor: bytes | None, identity: bytes) -> float:
+    """Return the epoch below which records may be older in Redis than in SQL; 0 where none is."""
+    if known is not None and known != identity:
+        # A new history in which no epoch has begun.
+        return inf
+    return int(floor) if floor else 0

@@ -1,6 +1,7 @@
 """Reading rows and offsets from SQL."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -8,12 +9,38 @@ import sqlalchemy as sa
 from writebehind.engine.adapters.control_tables import control, epochs, namespaces, partitions
 from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.config import NamespaceSettings
-from writebehind.engine.core.positions import EntryID
+from writebehind.engine.core.positions import ORIGIN, EntryID
 from writebehind.engine.errors import ConfigurationError, DatabaseUnavailable
 
-__all__ = ["Rows"]
+__all__ = ["Applied", "Rows"]
 
 KEYS_PER_QUERY = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """What SQL has applied of a partition.
+
+    Attributes:
+        offset: the last entry applied.
+        ended: by earlier epoch, the sequence of the last entry applied of it.
+    """
+
+    offset: EntryID
+    ended: Mapping[int, int]
+
+    def covers(self, entry_id: EntryID) -> bool | None:
+        """Tell whether an entry was applied: by its very epoch, never by comparing IDs across epochs.
+
+        Returns:
+            None where the entry's epoch is over and ended below the entry, so that it will never be applied.
+        """
+        if entry_id.epoch == self.offset.epoch:
+            return entry_id.sequence <= self.offset.sequence
+        sequence = self.ended.get(entry_id.epoch)
+        if sequence is None:
+            return False
+        return True if entry_id.sequence <= sequence else None
 
 
 class Rows:
@@ -63,34 +90,44 @@ class Rows:
         return rows
 
     def applied(self, namespace: str, partition: int, entry_id: EntryID) -> bool | None:
-        """Tell whether SQL has applied an entry: by its very epoch, never by comparing IDs across epochs.
-
-        Returns:
-            None where the entry's epoch is over and ended below the entry, so that it will never be applied.
+        """Tell whether SQL has applied an entry; see ``Applied.covers``.
 
         Raises:
             DatabaseUnavailable: the database cannot be read.
         """
-        current = sa.select(partitions.c.epoch, partitions.c.sequence).where(
-            partitions.c.namespace == namespace, partitions.c.partition == partition
+        return self.applied_of(namespace, [partition])[partition].covers(entry_id)
+
+    def applied_of(self, namespace: str, numbers: Sequence[int]) -> dict[int, Applied]:
+        """Return what SQL has applied of some partitions.
+
+        Raises:
+            DatabaseUnavailable: the database cannot be read.
+        """
+        current = sa.select(partitions.c.partition, partitions.c.epoch, partitions.c.sequence).where(
+            partitions.c.namespace == namespace, partitions.c.partition.in_(numbers)
         )
-        earlier = sa.select(epochs.c.sequence).where(
-            epochs.c.namespace == namespace, epochs.c.partition == partition, epochs.c.epoch == entry_id.epoch
+        ended = sa.select(epochs.c.partition, epochs.c.epoch, epochs.c.sequence).where(
+            epochs.c.namespace == namespace, epochs.c.partition.in_(numbers)
         )
         try:
             with self._engine.connect() as connection:
-                offset = connection.execute(current).one_or_none()
-                if offset is not None and offset.epoch == entry_id.epoch:
-                    return bool(offset.sequence >= entry_id.sequence)
-                sequence = connection.execute(earlier).scalar_one_or_none()
+                # The offset first: an epoch that ends between the two is then found among the ended ones, too.
+                offsets = {row.partition: row for row in connection.execute(current)}
+                found: dict[int, dict[int, int]] = {number: {} for number in numbers}
+                for row in connection.execute(ended):
+                    found[row.partition][row.epoch] = row.sequence
         except sa.exc.SQLAlchemyError as error:
             raise DatabaseUnavailable(
                 f"the offset cannot be read from SQL: {type(error).__name__}",
                 "run 'writebehind init', check the database",
             ) from error
-        if sequence is None:
-            return False
-        return True if sequence >= entry_id.sequence else None
+        return {
+            number: Applied(
+                offset=EntryID(offsets[number].epoch, offsets[number].sequence) if number in offsets else ORIGIN,
+                ended=found[number],
+            )
+            for number in numbers
+        }
 
     def check(self, settings: NamespaceSettings) -> None:
         """Compare the namespace's settings with what SQL has; nothing is said where SQL has none or is away.

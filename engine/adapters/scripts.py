@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass, field
 from importlib.resources import files
 
-__all__ = ["APPEND", "BARRIER", "OPEN_EPOCH", "PUBLISH", "SETTLE", "Script"]
+__all__ = ["APPEND", "BARRIER", "DISTRUST", "FORGET", "MISSING", "OPEN_EPOCH", "PUBLISH", "SETTLE", "TRUST", "Script"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,5 +24,9 @@ class Script:
 APPEND = Script("append")
 OPEN_EPOCH = Script("open_epoch")
 BARRIER = Script("barrier")
+DISTRUST = Script("distrust")
+FORGET = Script("forget")
+MISSING = Script("missing")
 SETTLE = Script("settle")
 PUBLISH = Script("publish")
+TRUST = Script("trust")

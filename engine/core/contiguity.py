@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from writebehind.engine.core.positions import ORIGIN, EntryID
 
-__all__ = ["Lineage", "Step", "backlog", "begin", "parse_lineage", "step"]
+__all__ = ["Lineage", "Step", "ahead", "backlog", "begin", "end_of", "parse_lineage", "step"]
 
 Lineage = Mapping[int, EntryID | None]
 """Each epoch of the log with the last entry before it; None where the log was empty."""
@@ -86,6 +86,49 @@ def begin(offset: EntryID, earlier: Mapping[int, EntryID], lineage: Lineage) -> 
         seen.add(position.epoch)
         position = earlier[position.epoch]
     return position
+
+
+def ahead(offset: EntryID, earlier: Mapping[int, EntryID], lineage: Lineage) -> int | None:
+    """Return the epoch below which records in Redis may be older than SQL has them, or None.
+
+    Redis was rolled back where an epoch begins below what SQL had applied of the one before it. SQL stays ahead for the
+    records that nobody has written since, also when it has applied much of the new epoch.
+
+    Args:
+        offset: the current offset in SQL.
+        earlier: for each epoch that follows another in SQL, the last applied entry of the epoch before it.
+        lineage: the log's own.
+    """
+    position = begin(offset, earlier, lineage)
+    found = [
+        epoch
+        for epoch, base in lineage.items()
+        if epoch in earlier and _is_ahead(earlier[epoch], base, lineage) and epoch <= max(position.epoch, offset.epoch)
+    ]
+    after = [epoch for epoch in lineage if epoch > position.epoch]
+    if after:
+        first = min(after)
+        if (offset.epoch not in lineage and offset != ORIGIN) or _is_ahead(position, lineage[first], lineage):
+            found.append(first)
+    return max(found, default=None)
+
+
+def _is_ahead(applied: EntryID, base: EntryID | None, lineage: Lineage) -> bool:
+    """Tell whether SQL has applied more of the time before an epoch than Redis knows of it."""
+    if applied == ORIGIN:
+        return False
+    if applied.epoch not in lineage:
+        return True
+    return base is None or (applied.epoch == base.epoch and applied.sequence > base.sequence)
+
+
+def end_of(epoch: int, lineage: Lineage) -> EntryID | None:
+    """Return the last entry of an epoch that another one follows in this history; None while it goes on.
+
+    An epoch that ended without an entry ends where the one before it did.
+    """
+    following = [other for other in lineage if other > epoch]
+    return lineage[min(following)] or ORIGIN if following else None
 
 
 def backlog(position: EntryID, end: EntryID | None, lineage: Lineage) -> int:

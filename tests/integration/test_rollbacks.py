@@ -13,7 +13,7 @@ import redis
 import sqlalchemy as sa
 
 import servers
-from proxy import Proxy
+from writebehind.drills.proxy import Proxy
 from writebehind.engine import DataLossDetected, Durability, EngineSettings, WriteBehind
 from writebehind.engine.adapters.log import GROUP
 from writebehind.engine.embedded import EmbeddedRedis
@@ -189,20 +189,6 @@ def test_redis_lost_its_tail(
     world.app.close()
 
 
-def rewrite(server: EmbeddedRedis) -> None:
-    """Have the server write its append-only file anew."""
-    with redis.Redis.from_url(server.url) as plain:
-        client: Any = plain
-        client.bgrewriteaof()
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while (
-            client.info("persistence")["aof_rewrite_in_progress"]
-            or (client.info("persistence")["aof_rewrite_scheduled"])
-        ):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-
-
 def test_a_cut_anywhere_drops_whole_writes(server: EmbeddedRedis, sqlite_url: str, namespace: str) -> None:
     """Wherever the file is cut, log and records agree, and the writes that follow land once."""
     world = World(server.url, sqlite_url, namespace)
@@ -217,15 +203,80 @@ def test_a_cut_anywhere_drops_whole_writes(server: EmbeddedRedis, sqlite_url: st
         crash(server, before + (after - before) * (step + 1) // 7)
         with redis.Redis.from_url(server.url) as plain:
             unflushed: Any = plain.xrange(world.log)
-        record = world.app.get(accounts, 1)
         assert world.drain().backlog == 0
+        record = world.app.get(accounts, 1)
         with world.app.database.connect() as connection:
             stored = connection.execute(sa.select(accounts.c.balance)).scalar_one()
         assert record == {"id": 1, "balance": stored}
         assert balance <= stored <= balance + 4
         assert len(unflushed) >= stored - balance
         balance = stored
-        rewrite(server)  # else the next start would bring parts of what was cut back
+    world.app.close()
+
+
+@pytest.mark.parametrize("op", ["nothing", "increment", "patch", "put", "delete", "insert"])
+@pytest.mark.parametrize("served", [False, True], ids=["flushed later", "flusher running"])
+def test_records_that_sql_has_newer_are_loaded(
+    *, server: EmbeddedRedis, sqlite_url: str, namespace: str, op: str, served: bool
+) -> None:
+    """Redis comes back without a change that SQL has: no read gives the old value, and no write builds on it."""
+    world = World(server.url, sqlite_url, namespace)
+    world.app.put(accounts, {"id": 1, "balance": 10})
+    world.app.put(accounts, {"id": 2, "balance": 7})
+    world.drain()
+    size = appended(server).stat().st_size
+    world.app.increment(accounts, 1, {"balance": 5})
+    world.app.delete(accounts, 2)
+    world.drain()
+    crash(server, size)
+    world.app.links.drop_idle()
+    assert world.app.get_many(accounts, [1, 2]) == {1: {"id": 1, "balance": 15}, 2: None}
+    expected: Any = 15
+    with flushing(world.app) if served else contextlib.nullcontext():
+        if op == "increment":
+            world.app.increment(accounts, 1, {"balance": 1})
+            expected = 16
+        elif op in {"patch", "put"}:
+            getattr(world.app, op)(accounts, *([1, {"balance": 3}] if op == "patch" else [{"id": 1, "balance": 3}]))
+            expected = 3
+        elif op == "delete":
+            world.app.delete(accounts, 1)
+            expected = None
+        elif op == "insert":
+            world.app.insert(accounts, {"id": 2, "balance": 4})
+        if op in {"put", "delete"} or served:
+            assert (world.app.get(accounts, 1) or {}).get("balance") == expected
+        if not served:
+            world.drain()
+        assert (world.app.get(accounts, 1) or {}).get("balance") == expected
+        assert (world.app.get(accounts, 2) is None) == (op != "insert")
+    world.drain()
+    with redis.Redis.from_url(server.url) as plain:
+        assert plain.hget(world.app.keys.metas[0], "floor") is None
+    with world.app.database.connect() as connection:
+        assert connection.execute(sa.select(accounts.c.balance).where(accounts.c.id == 1)).scalar() == expected
+    world.app.close()
+
+
+def test_an_undone_write_stays_undone(server: EmbeddedRedis, sqlite_url: str, namespace: str) -> None:
+    """A write whose transaction was cut in the file stays lost, though Redis finds its beginning at the second start."""
+    world = World(server.url, sqlite_url, namespace)
+    world.app.put(accounts, {"id": 1, "balance": 0})
+    world.drain()
+    before = appended(server).stat().st_size
+    world.app.increment(accounts, 1, {"balance": 1})
+    after = appended(server).stat().st_size
+    crash(server, before + (after - before) * 9 // 10)
+    world.app.increment(accounts, 1, {"balance": 10})
+    crash(server, appended(server).stat().st_size)
+    world.app.links.drop_idle()
+    world.drain()
+    assert world.app.get(accounts, 1) == {"id": 1, "balance": 10}
+    world.app.increment(accounts, 1, {"balance": 100})
+    world.drain()
+    assert world.app.get(accounts, 1) == {"id": 1, "balance": 110}
+    with world.app.database.connect() as connection:
+        assert connection.execute(sa.select(accounts.c.balance)).scalar_one() == 110
     world.app.close()
 
 

@@ -214,6 +214,7 @@ class Mortal(Flusher):
     def __init__(self, app: WriteBehind, settings: FlusherSettings) -> None:
         super().__init__(app, settings)
         without_fsync(self._engine)
+        self._retrying = self._retrying.copy(sleep=lambda _: None)
         self.fuse = Fuse()
         self.ahead: Batch | None = None
 

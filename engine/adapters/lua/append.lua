@@ -29,7 +29,7 @@
 -- Redis refuses when it is out of memory (a retry's fence before it is harmless alone), and nothing is pcalled.
 
 local log, meta = KEYS[1], KEYS[2]
-local known = redis.call('HMGET', meta, 'identity', 'epoch', 'fence:' .. ARGV[2])
+local known = redis.call('HMGET', meta, 'identity', 'epoch', 'fence:' .. ARGV[2], 'floor')
 if known[1] ~= ARGV[1] or redis.call('EXISTS', log) == 0 then
   -- A log that was deleted must not count from 0 again inside the same epoch.
   return redis.error_reply('TIMELINE the primary changed, or the log is gone')
@@ -86,6 +86,16 @@ elseif ARGV[5] ~= '' then
   end
   if not searched_all(oldest) then return redis.error_reply('UNSEARCHED entries were trimmed meanwhile') end
   redis.call('HSET', meta, 'fence:' .. ARGV[2], ARGV[3])
+end
+
+-- Records that Redis may have older than SQL: this history is new, and nobody has compared it with SQL yet. What they
+-- hold is not built upon.
+local suspect = {}
+if known[4] then
+  for record = 3, #KEYS do
+    local version = redis.call('HGET', KEYS[record], ':version')
+    if version and tonumber(string.match(version, '^%d+')) < tonumber(known[4]) then suspect[KEYS[record]] = true end
+  end
 end
 
 -- Everything that can fail comes first. By the place in KEYS: whether the record was not there; by the place in ARGV:
@@ -227,7 +237,7 @@ else
     local stored = {}
     if not (draft and draft.gone) then stored = redis.call('HMGET', key, ':state', unpack(names)) end
     if not draft then
-      draft = {state = stored[1]}
+      draft = {state = suspect[key] and 'marker' or stored[1]}
       drafts[key] = draft
     end
     if draft.state ~= 'full' then return replaced(draft, 'marker') end
@@ -269,7 +279,7 @@ else
         else
           local draft = drafts[key]
           if not draft then
-            draft = {state = redis.call('HGET', key, ':state')}
+            draft = {state = suspect[key] and 'marker' or redis.call('HGET', key, ':state')}
             drafts[key] = draft
           end
           if op == 'd' then
@@ -303,6 +313,11 @@ for entry = 1, count do
     if op ~= 'a' then
       local key = KEYS[record]
       record = record + 1
+      if suspect[key] then
+        suspect[key] = nil
+        redis.call('DEL', key)
+        redis.call('HSET', key, ':state', 'marker')
+      end
       if op == 'p' then
         redis.call('HSET', key, ':version', id, ':state', 'full', unpack(ARGV, first, last))
       elseif op == 'd' then

@@ -21,6 +21,11 @@ else
     if info[i] == 'last-generated-id' then last = info[i + 1] end
   end
 end
+if known[2] and tonumber(string.match(last, '^%d+')) < tonumber(known[2]) then
+  -- No entry of the current epoch: what stands above its beginning came back after it was lost.
+  local base = redis.call('HGET', meta, 'lineage:' .. known[2])
+  last = base and string.match(base, '^%d+%-%d+') or last
+end
 local now = redis.call('TIME')
 local milliseconds = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
 local epoch = milliseconds * 256 + tonumber(ARGV[2])
@@ -29,4 +34,6 @@ if epoch <= floor then epoch = floor + 1 + tonumber(ARGV[2]) end
 local name = string.format('%.0f', epoch)
 redis.call('HSET', meta, 'identity', ARGV[1], 'epoch', name,
   'lineage:' .. name, last .. '@' .. string.format('%.0f', milliseconds))
+-- Records of earlier epochs are suspect until a flusher has compared this history with SQL.
+if known[2] then redis.call('HSET', meta, 'floor', name) end
 return name

@@ -1,0 +1,27 @@
+-- Remove records that may be older here than in SQL, so that reads load them anew.
+--
+-- KEYS  records (hash), all of one partition
+-- ARGV  1 epoch below which a record is meant, '' for every one of KEYS   2 epoch and 3 sequence that SQL has applied
+-- Reply how many records were removed or became markers.
+--
+-- What SQL has not applied yet stays; where ARGV[1] is '', it becomes a marker, whose reads wait for SQL. Stopped half
+-- way: cannot be. Repeat: harmless.
+
+local changed = 0
+for _, key in ipairs(KEYS) do
+  local version = redis.call('HGET', key, ':version')
+  local epoch, sequence = string.match(version or '', '^(%d+)-(%d+)$')
+  epoch, sequence = tonumber(epoch), tonumber(sequence)
+  if epoch and (ARGV[1] == '' or epoch < tonumber(ARGV[1])) then
+    local applied, upto = tonumber(ARGV[2]), tonumber(ARGV[3])
+    if epoch < applied or (epoch == applied and sequence <= upto) then
+      redis.call('UNLINK', key)
+      changed = changed + 1
+    elseif ARGV[1] == '' then
+      redis.call('DEL', key)
+      redis.call('HSET', key, ':version', version, ':state', 'marker')
+      changed = changed + 1
+    end
+  end
+end
+return changed
