@@ -4,7 +4,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
-ROOMS := engine flushers recovery bench examples
+ROOMS := engine flushers recovery drills bench examples
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint types imports bench mutants build clean

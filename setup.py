@@ -7,7 +7,7 @@ Everything else stands in pyproject.toml.
 
 from setuptools import find_packages, setup
 
-ROOMS = ("engine", "flushers", "recovery", "bench", "examples")
+ROOMS = ("engine", "flushers", "recovery", "drills", "bench", "examples")
 
 setup(
     package_dir={f"writebehind.{room}": room for room in ROOMS},

@@ -3,6 +3,7 @@
 from writebehind.engine.batches import AtomicGroup, Batch
 from writebehind.engine.config import EngineSettings
 from writebehind.engine.core.durability import Durability
+from writebehind.engine.core.retention import DataLoss
 from writebehind.engine.errors import (
     BacklogFull,
     ConfigurationError,
@@ -26,6 +27,7 @@ __all__ = [
     "BacklogFull",
     "Batch",
     "ConfigurationError",
+    "DataLoss",
     "DataLossDetected",
     "DatabaseUnavailable",
     "Durability",

@@ -55,9 +55,11 @@ class EngineSettings:
         retry_search_entries_max: how far back a retry looks for its own entry where it has no better bound.
         replicas: how many replicas ``Durability.REPLICATED`` means.
         record_ttl_seconds: how long a record stays in Redis after its last change is in SQL; None for ever.
+        retained_seconds: how long accepted writes are kept in this process, to be written again where Redis loses them.
+        retained_bytes_max: memory that these writes may take, roughly; 0 keeps none.
 
     Raises:
-        ConfigurationError: a value is not positive.
+        ConfigurationError: a value is not possible.
     """
 
     payload_bytes_max: int = 256 * 1024
@@ -69,8 +71,10 @@ class EngineSettings:
     retry_search_entries_max: int = 100_000
     replicas: int = 1
     record_ttl_seconds: float | None = 3600.0
+    retained_seconds: float = 30.0
+    retained_bytes_max: int = 64 * 1024 * 1024
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value is not None and not value > 0:
+            if value is not None and not (value >= 0 if name == "retained_bytes_max" else value > 0):
                 raise ConfigurationError(f"{name} is {value!r}", "give a positive number")

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,12 +14,15 @@ import redis as redis_client
 import sqlalchemy as sa
 
 from writebehind.engine.adapters.appender import Appender
+from writebehind.engine.adapters.conditions import require_server
 from writebehind.engine.adapters.confirmer import Confirmer
 from writebehind.engine.adapters.declaration import DeclaredTable, declare
 from writebehind.engine.adapters.links import Links
 from writebehind.engine.adapters.reader import Reader
+from writebehind.engine.adapters.rewriter import Rewriter
 from writebehind.engine.adapters.rows import Rows
 from writebehind.engine.adapters.shared import agree
+from writebehind.engine.adapters.watch import Watch
 from writebehind.engine.batches import AtomicGroup, Batch
 from writebehind.engine.config import EngineSettings, NamespaceSettings
 from writebehind.engine.core.composing import Composer, Entry, call, chunks
@@ -28,7 +31,14 @@ from writebehind.engine.core.keys import Keys
 from writebehind.engine.core.partitioning import partition_of
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.core.records import RecordPlan
-from writebehind.engine.errors import ConfigurationError, WriteBehindError, WriteOutcomeUnknown
+from writebehind.engine.core.retention import DataLoss, Ring
+from writebehind.engine.errors import (
+    ConfigurationError,
+    DataLossDetected,
+    RedisUnavailable,
+    WriteBehindError,
+    WriteOutcomeUnknown,
+)
 from writebehind.engine.receipts import Receipt
 
 __all__ = ["WriteBehind"]
@@ -51,6 +61,8 @@ class WriteBehind:
         partitions: how many ordered shards; fixed for the lifetime of the namespace.
         durability: level of writes that do not name one.
         settings: what this process may tune.
+        on_data_loss: called with a ``DataLoss`` for each partition in which Redis has lost accepted writes of this
+            process, also where they could be written again; by whichever thread finds out.
 
     Raises:
         ConfigurationError: something of this cannot work, with the reason.
@@ -66,6 +78,7 @@ class WriteBehind:
         partitions: int = 16,
         durability: Durability = Durability.ACCEPTED,
         settings: EngineSettings | None = None,
+        on_data_loss: Callable[[DataLoss], None] | None = None,
     ) -> None:
         self.settings = settings or EngineSettings()
         self.namespace_settings = NamespaceSettings(namespace=namespace, partitions=partitions)
@@ -81,9 +94,21 @@ class WriteBehind:
         self.links = Links(redis, self.settings.redis_timeout_seconds)
         self.rows = Rows(self.database)
         self.composer = Composer(self.keys, self.settings.payload_bytes_max)
-        self._appender = Appender(
-            self.links, self.keys, self.settings.write_timeout_seconds, self.settings.retry_search_entries_max
+        key_columns = {
+            name: frozenset(column.name for column in declared.entity.key) for name, declared in self.tables.items()
+        }
+        self._on_data_loss = on_data_loss
+        self._rewriter = Rewriter(
+            self.links, self.rows, self.keys, self._ring(), columns=key_columns, on_loss=self.tell_loss
         )
+        self._appender = Appender(
+            self.links,
+            self.keys,
+            self.settings.write_timeout_seconds,
+            self.settings.retry_search_entries_max,
+            self._rewriter,
+        )
+        self._watch: Watch | None = None
         self._confirmer = Confirmer(self.links, self.rows, self.keys, self.settings.replicas)
         self._reader = Reader(self.links, self.rows, self.keys, self.settings.read_timeout_seconds)
         self._spread = itertools.count()
@@ -100,6 +125,9 @@ class WriteBehind:
         self.tables[name] = declared
         self._declared[table] = self._declared[declared.table] = declared
 
+    def _ring(self) -> Ring:
+        return Ring(self.settings.retained_bytes_max, self.settings.retained_seconds)
+
     # Starting and ending
 
     def start(self) -> Self:
@@ -108,19 +136,22 @@ class WriteBehind:
         Repeat: harmless. A database that is away or not initialised is no hindrance: writing does without it.
 
         Raises:
-            ConfigurationError: the settings differ, or the servers cannot give the durability level.
+            ConfigurationError: the settings differ, the servers cannot give the durability level, or Redis would void
+                the guarantee: it is too old, a replica, or may evict the log.
             RedisUnavailable: Redis cannot be reached.
         """
         with self._starting:
             if self._closed:
                 raise WriteBehindError("this engine is closed", "make a new one")
             if not self._started:
+                require_server(self.links, self.keys, self.durability)
                 agree(self.links, self.keys, self.namespace_settings)
                 self.rows.check(self.namespace_settings)
                 for declared in self.tables.values():
                     for caveat in declared.caveats:
                         logger.warning("%s", caveat)
                 self._confirmer.require(self.durability)
+                self._watch = Watch(self._rewriter)
                 self._started = True
         return self
 
@@ -128,6 +159,8 @@ class WriteBehind:
         """Close the connections. Accepted writes are not affected: they are in the log. Repeat: harmless."""
         self._closed = True
         self._started = False
+        if self._watch is not None:
+            self._watch.stop()
         self.links.close()
         if self._owns_database:
             self.database.dispose()
@@ -368,14 +401,44 @@ class WriteBehind:
     def confirm(
         self, partition: int, entry_id: EntryID, identity: bytes, durability: Durability, timeout: float
     ) -> None:
-        """Wait until an entry is as durable as asked; see ``Receipt.wait``."""
-        self._confirmer.confirm(partition, entry_id, identity, Durability(durability), timeout)
+        """Wait until an entry is as durable as asked, also where it was written again; see ``Receipt.wait``."""
+        level, deadline = Durability(durability), time.monotonic() + timeout
+        while True:
+            # What SQL has, it has: an entry is looked for in its new place only where it was lost in the old one.
+            moved = self._rewriter.whereabouts(partition, entry_id)
+            at, primary = moved or (entry_id, identity)
+            try:
+                self._confirmer.confirm(partition, at, primary, level, max(0.0, deadline - time.monotonic()))
+            except DataLossDetected:
+                self._reconcile(partition)
+                if self._rewriter.whereabouts(partition, entry_id) == moved:
+                    raise
+            else:
+                return
+
+    def tell_loss(self, loss: DataLoss) -> None:
+        """Call the application's ``on_data_loss``; used by whoever finds a loss."""
+        if self._on_data_loss is not None:
+            try:
+                self._on_data_loss(loss)
+            except Exception:
+                # The application's own error must not fail the write or the flush that happened to find the loss.
+                logger.exception("on_data_loss raised")
+
+    def _reconcile(self, partition: int) -> None:
+        try:
+            self._rewriter.reconcile(partition)
+        except redis_client.ResponseError as error:
+            raise RedisUnavailable(f"Redis refuses: {error}", "try later") from error
 
     def after_fork(self) -> None:
         """Become a client of its own, in a forked child; called by the interpreter."""
         self._starting = threading.Lock()
+        self._started = False
+        self._watch = None
         self.links.forget()
         self._appender.renew()
+        self._rewriter.renew(self._ring())
         self._confirmer.renew()
         self.database.dispose(close=False)
 

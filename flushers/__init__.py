@@ -5,6 +5,16 @@ from writebehind.flushers.config import FlusherSettings
 from writebehind.flushers.draining import drain
 from writebehind.flushers.flusher import Flusher
 from writebehind.flushers.initialisation import initialise
-from writebehind.flushers.inspection import PartitionStatus, Status, status
+from writebehind.flushers.inspection import LossStatus, PartitionStatus, Status, status
 
-__all__ = ["Flusher", "FlusherSettings", "PartitionStatus", "Status", "drain", "initialise", "metadata", "status"]
+__all__ = [
+    "Flusher",
+    "FlusherSettings",
+    "LossStatus",
+    "PartitionStatus",
+    "Status",
+    "drain",
+    "initialise",
+    "metadata",
+    "status",
+]

@@ -36,6 +36,8 @@ class Segment:
         ids: the entries, for acknowledging.
         crossings: epochs that end inside the segment.
         lost: entries that should be in it and are not in the log.
+        at_least: whether more may be missing, because the lineage does not tell.
+        rewritten: originals of its entries that were written again.
         oldest_ms: when its first entry was made, on the writer's clock.
     """
 
@@ -46,6 +48,8 @@ class Segment:
     ids: Sequence[bytes]
     crossings: Sequence[Crossing] = ()
     lost: int = 0
+    at_least: bool = False
+    rewritten: Sequence[EntryID] = ()
     oldest_ms: int = 0
 
 

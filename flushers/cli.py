@@ -4,7 +4,7 @@
 ``writebehind --redis URL --database URL --table NAME COMMAND``.
 
 Exit codes: 0 done; 1 an error, which is named; 2 wrong usage, or a drain that ran out of time; 3 something is
-halted or lost.
+halted or lost; 4 a diagnosis of warnings and unknowns only.
 """
 
 import importlib
@@ -13,9 +13,10 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from functools import update_wrapper
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,11 +24,20 @@ from writebehind.engine import WriteBehind
 from writebehind.engine.errors import ConfigurationError, WriteBehindError
 from writebehind.flushers.config import FlusherSettings
 
+if TYPE_CHECKING:
+    from writebehind.flushers.inspection import LossStatus
+
 __all__ = ["main"]
+
+LOSSES_SHOWN = 10
 
 LAZY = {
     "bench": "writebehind.bench.cli:bench",
     "demo": "writebehind.examples.flights.cli:demo",
+    "drill": "writebehind.drills.cli:drill",
+    "doctor": "writebehind.flushers.commands.doctor:doctor",
+    "recover": "writebehind.flushers.commands.recover:recover",
+    "verify": "writebehind.flushers.commands.verify:verify",
 }
 """Commands that need more than a flusher does, loaded when they are called."""
 
@@ -201,8 +211,22 @@ def status(app: WriteBehind, *, as_json: bool) -> None:
             )
         for row in found.halted:
             click.echo(f"partition {row.partition} HALTED: {row.halted}")
+        for loss in found.losses[:LOSSES_SHOWN]:
+            click.echo(_sentence(loss))
     if found.halted or found.lost_entries:
         sys.exit(3)
+
+
+def _sentence(loss: "LossStatus") -> str:
+    found = datetime.fromtimestamp(loss.found_ms / 1000).astimezone().isoformat(timespec="seconds")
+    made = [datetime.fromtimestamp(at / 1000).astimezone().isoformat(" ", "milliseconds") if at else "?"
+            for at in (loss.from_ms, loss.until_ms)]  # fmt: skip
+    what = f"{loss.entries} entries LOST" if loss.entries else "nothing lost"
+    return (
+        f"partition {loss.partition}, found {found} by {loss.reporter}: {what}, {loss.rewritten} written again, "
+        f"{loss.first_id} to {loss.last_id}, made {made[0]} to {made[1]}"
+        + (f"; overwritten since: {loss.records}" if loss.records else "")
+    )
 
 
 @main.command()
@@ -266,4 +290,5 @@ def _reflect(redis: str, database: str, names: tuple[str, ...], namespace: str, 
 
 
 if __name__ == "__main__":
-    main(prog_name="writebehind")
+    # Late commands import this module by its name; what they look for in the context has to be of that copy's classes.
+    importlib.import_module("writebehind.flushers.cli").main(prog_name="writebehind")

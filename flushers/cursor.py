@@ -22,6 +22,9 @@ class Cursor:
         position: the last entry read.
         expected: what the offset in SQL will be once everything read so far is committed.
         epochs: the epochs of this log when it was taken over; a new one means that Redis has a new history.
+        ended: by earlier epoch, the sequence of the last entry of it that SQL has, once everything read is committed.
+        rewritten: lost entries that were applied where they were written again.
+        rewriting: those of them that were read and are not committed yet.
         replay_until: entries up to this one are read by position, because they were delivered before.
         stale: the log is not what it was; it has to be taken over again.
         halted: why it is not flushed, or None.
@@ -39,6 +42,9 @@ class Cursor:
     position: EntryID = ORIGIN
     expected: EntryID = ORIGIN
     epochs: frozenset[int] = frozenset()
+    ended: dict[int, int] = field(default_factory=dict)
+    rewritten: set[EntryID] = field(default_factory=set)
+    rewriting: set[EntryID] = field(default_factory=set)
     replay_until: EntryID | None = None
     stale: bool = True
     halted: str | None = None
@@ -54,11 +60,14 @@ class Cursor:
                 self.stale = True
             self.replay_until = self.position if self.replay_until is None else max(self.position, self.replay_until)
             self.position = self.base
+        self.rewriting.clear()
         self.expected = self.committed
 
-    def advance(self, end: EntryID) -> None:
-        """Note that everything up to here is committed."""
+    def advance(self, end: EntryID, rewritten: Iterable[EntryID]) -> None:
+        """Note that everything up to here is committed, and which lost entries were applied in their new places."""
         self.committed = self.base = end
+        self.rewritten.update(rewritten)
+        self.rewriting.difference_update(rewritten)
 
     def begin(self, position: EntryID, replay_until: EntryID | None, epochs: Iterable[int]) -> None:
         """Serve from a position that a takeover has found."""
@@ -66,8 +75,18 @@ class Cursor:
         self.base = self.position = position
         self.expected = self.committed
         self.replay_until = replay_until
+        self.ended = {applied.epoch: applied.sequence for applied in self.earlier.values()}
+        self.rewriting.clear()
         self.stale = False
         self.milestones.clear()
+
+    def has(self, entry_id: EntryID) -> bool:
+        """Tell whether SQL has an entry of an earlier epoch, once everything read is committed."""
+        if entry_id in self.rewritten or entry_id in self.rewriting:
+            return True
+        if entry_id.epoch == self.expected.epoch:
+            return entry_id.sequence <= self.expected.sequence
+        return entry_id.sequence <= self.ended.get(entry_id.epoch, -1)
 
     def trim_point(self, now: float, retention_seconds: float) -> EntryID | None:
         """Return the entry below which the log may be trimmed now, or None.

@@ -25,10 +25,13 @@ import sqlalchemy as sa
 import tenacity
 
 from writebehind.engine import WriteBehind
+from writebehind.engine.adapters.database_facts import require_transactions
 from writebehind.engine.adapters.links import Links
 from writebehind.engine.adapters.log import Log
+from writebehind.engine.core.positions import ORIGIN, EntryID
+from writebehind.engine.core.retention import DataLoss
 from writebehind.engine.errors import ConfigurationError, LeaseLost, RedisUnavailable, TransientError
-from writebehind.flushers.batch import Batch
+from writebehind.flushers.batch import Batch, Segment
 from writebehind.flushers.config import FlusherSettings
 from writebehind.flushers.cursor import Cursor
 from writebehind.flushers.failures import Failure, classify, describe
@@ -102,7 +105,9 @@ class Flusher:
         self._engine = flusher_engine(app.database, self.settings.lease_ttl_seconds, self.holder)
         namespace = app.namespace_settings.namespace
         self._leases = Leases(self._engine, namespace, self.holder, self.settings.lease_ttl_seconds)
-        self._transaction = Transaction(self._engine, namespace, app.tables, self.settings.lease_ttl_seconds)
+        self._transaction = Transaction(
+            self._engine, namespace, app.tables, self.settings.lease_ttl_seconds, holder=self.holder
+        )
         self._intake = Intake(self._log, app.tables, self.settings.batch_bytes_max)
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="writebehind-intake")
         self._settlement = Settlement(
@@ -252,10 +257,12 @@ class Flusher:
     def _note(self, batch: Batch) -> None:
         now = time.monotonic()
         for segment in batch.segments:
+            if segment.lost or segment.at_least:
+                self._tell_loss(segment)
             cursor = self.cursors.get(segment.partition)
             if cursor is None:
                 continue
-            cursor.advance(segment.end)
+            cursor.advance(segment.end, segment.rewritten)
             cursor.seen_ms = segment.oldest_ms
             if segment.crossings:
                 # Numbers of another epoch must not trim this one.
@@ -272,6 +279,27 @@ class Flusher:
         self.tally.rows += len(batch.changes)
         self.tally.batches += 1
         self._collect_settled(everything=False)
+
+    def _tell_loss(self, segment: Segment) -> None:
+        """Say what is missing, once the offset has passed it: before that a flusher may be mistaken."""
+        logger.error(
+            "DATA LOSS: partition %d: %s%d entries between %s and %s are not in the log and not in SQL",
+            segment.partition, "at least " if segment.at_least else "", segment.lost, segment.start, segment.end,
+        )  # fmt: skip
+        self._app.tell_loss(
+            DataLoss(
+                partition=segment.partition,
+                first_id=str(segment.start.next()),
+                last_id=str(segment.end),
+                entries=0,
+                rewritten=0,
+                superseded=0,
+                unretained=segment.lost,
+                from_ms=0,
+                until_ms=segment.oldest_ms,
+                keys=(),
+            )
+        )
 
     # Trouble
 
@@ -373,11 +401,8 @@ class Flusher:
         try:
             members = self._leases.tend(self.cursors.keys(), member=self._member)
             total = self._app.keys.partitions
-            if self._tended_at == float("-inf") and self._leases.registered() != total:
-                raise ConfigurationError(
-                    f"namespace {self._app.keys.namespace} is not registered in SQL with {total} partitions",
-                    "run 'writebehind init'",
-                )
+            if self._tended_at == float("-inf"):
+                self._require_database(total)
             self._drop_taken(self._leases.held())
             share = self._leases.share(members, total) if self._member else total
             self._release_surplus(share)
@@ -399,11 +424,27 @@ class Flusher:
                 self._isolate(cursor, 1)
         self._settlement.trim(self.cursors.values())
 
-    def _drop_taken(self, held: Mapping[int, int]) -> None:
-        """Stop serving what another has taken since: this process may have been frozen."""
+    def _require_database(self, total: int) -> None:
+        if self._leases.registered() != total:
+            raise ConfigurationError(
+                f"namespace {self._app.keys.namespace} is not registered in SQL with {total} partitions",
+                "run 'writebehind init'",
+            )
+        require_transactions(self._engine, self._app.tables)
+
+    def _drop_taken(self, held: Mapping[int, tuple[int, EntryID]]) -> None:
+        """Stop serving what another has taken since: this process may have been frozen, or SQL been rolled back."""
         for cursor in list(self.cursors.values()):
-            if held.get(cursor.number) != cursor.token:
+            token, offset = held.get(cursor.number, (None, ORIGIN))
+            if token != cursor.token:
                 logger.warning("partition %d has another holder now", cursor.number)
+                del self.cursors[cursor.number]
+            elif offset != cursor.committed:
+                logger.warning(
+                    "partition %d: SQL stands at %s and not at %s where this flusher left it: SQL was rolled back; "
+                    "what the log still has is applied again",
+                    cursor.number, offset, cursor.committed,
+                )  # fmt: skip
                 del self.cursors[cursor.number]
 
     def _cursor(self, lease: Lease) -> Cursor:
@@ -414,6 +455,7 @@ class Flusher:
             token=lease.token,
             committed=lease.offset,
             earlier=lease.earlier,
+            rewritten=set(lease.rewritten),
         )
 
     def _take_over(self, cursor: Cursor) -> bool:

@@ -7,13 +7,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from writebehind.engine import WriteBehind
-from writebehind.engine.adapters.control_tables import epochs, flushers, now_ms, partitions
+from writebehind.engine.adapters.control_tables import epochs, flushers, losses, now_ms, partitions
 from writebehind.engine.adapters.log import Log
 from writebehind.engine.core.contiguity import backlog, begin
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.errors import ConfigurationError, DatabaseUnavailable
 
-__all__ = ["PartitionStatus", "Status", "status"]
+__all__ = ["LossStatus", "PartitionStatus", "Status", "status"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +44,35 @@ class PartitionStatus:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LossStatus:
+    """What a flusher or a writer found that Redis had lost.
+
+    Attributes:
+        partition: where.
+        first_id: the first entry concerned.
+        last_id: the last one.
+        entries: entries whose effect is in neither Redis nor SQL.
+        rewritten: entries that their writer wrote again.
+        reporter: who found it.
+        from_ms: when the first one was made, in milliseconds since 1970; 0 for unknown.
+        until_ms: when the last one was made; 0 for unknown.
+        found_ms: when it was found, on the database's clock.
+        records: tables and keys concerned, where they are known.
+    """
+
+    partition: int
+    first_id: str
+    last_id: str
+    entries: int
+    rewritten: int
+    reporter: str
+    from_ms: int
+    until_ms: int
+    found_ms: int
+    records: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
     """A namespace at one moment.
 
@@ -51,11 +80,13 @@ class Status:
         namespace: its name.
         partitions: each partition.
         flushers: how many flushers are alive.
+        losses: what Redis has lost so far, the latest first.
     """
 
     namespace: str
     partitions: list[PartitionStatus]
     flushers: int
+    losses: list[LossStatus]
 
     @property
     def backlog(self) -> int:
@@ -69,8 +100,8 @@ class Status:
 
     @property
     def lost_entries(self) -> int:
-        """Entries ever found missing."""
-        return sum(partition.lost_entries for partition in self.partitions)
+        """Entries ever found to be in neither Redis nor SQL, by flushers and by writers."""
+        return sum(loss.entries for loss in self.losses)
 
     @property
     def halted(self) -> list[PartitionStatus]:
@@ -85,6 +116,7 @@ class Status:
             "backlog": self.backlog,
             "lag_seconds": self.lag_seconds,
             "lost_entries": self.lost_entries,
+            "losses": [asdict(loss) for loss in self.losses],
             "halted": [partition.partition for partition in self.halted],
             "partitions": [asdict(partition) for partition in self.partitions],
         }
@@ -99,7 +131,7 @@ def status(app: WriteBehind) -> Status:
     """
     log = Log(app.links, app.keys, "status")
     logs = log.states(range(app.keys.partitions))
-    rows, earlier, alive, now = _rows(app)
+    rows, earlier, alive, now, found_losses = _rows(app)
     if len(rows) != app.keys.partitions:
         raise ConfigurationError(
             f"namespace {app.keys.namespace} has {len(rows)} of {app.keys.partitions} partitions in SQL",
@@ -129,10 +161,10 @@ def status(app: WriteBehind) -> Status:
                 halted=row.halted,
             )
         )
-    return Status(namespace=app.keys.namespace, partitions=found, flushers=alive)
+    return Status(namespace=app.keys.namespace, partitions=found, flushers=alive, losses=found_losses)
 
 
-def _rows(app: WriteBehind) -> tuple[dict[int, sa.Row[Any]], dict[int, dict[int, EntryID]], int, int]:
+def _rows(app: WriteBehind) -> tuple[dict[int, sa.Row[Any]], dict[int, dict[int, EntryID]], int, int, list[LossStatus]]:
     namespace = app.keys.namespace
     try:
         with app.database.connect() as connection:
@@ -144,6 +176,10 @@ def _rows(app: WriteBehind) -> tuple[dict[int, sa.Row[Any]], dict[int, dict[int,
                 .select_from(flushers)
                 .where(flushers.c.namespace == namespace, flushers.c.seen_until_ms >= now)
             ).scalar_one()
+            lost = connection.execute(
+                sa.select(losses).where(losses.c.namespace == namespace).order_by(losses.c.found_ms.desc())
+            ).mappings()
+            told = [LossStatus(**{name: row[name] for name in LossStatus.__slots__}) for row in lost]
     except (sa.exc.ProgrammingError, sa.exc.OperationalError) as error:
         if not _initialised(app):
             raise ConfigurationError("the control tables do not exist", "run 'writebehind init'") from error
@@ -153,7 +189,7 @@ def _rows(app: WriteBehind) -> tuple[dict[int, sa.Row[Any]], dict[int, dict[int,
     earlier: dict[int, dict[int, EntryID]] = {}
     for row in ended:
         earlier.setdefault(row.partition, {})[row.successor] = EntryID(row.epoch, row.sequence)
-    return {row.partition: row for row in rows}, earlier, int(alive), now
+    return {row.partition: row for row in rows}, earlier, int(alive), now, told
 
 
 def _initialised(app: WriteBehind) -> bool:

@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 ENTRY_BYTES_ASSUMED = 16 * 1024
 """Size of an entry before any was seen: keeps the first batch small where payloads are large."""
 
+ENTRY_FIELDS = 4
+"""Names and values of an ordinary entry; one that was written again names its original, too."""
+
 LOOK_SECONDS = 1.0
 """How often to look whether a log that gives nothing really has nothing."""
 
@@ -142,7 +145,7 @@ class Intake:
         start = cursor.position
         first, last = EntryID.parse(entries[0][0]), EntryID.parse(entries[-1][0])
         crossings: list[Crossing] = []
-        lost = 0
+        lost, at_least = 0, False
         if (
             first.epoch != start.epoch
             or first.sequence != start.sequence + 1
@@ -152,8 +155,10 @@ class Intake:
             judged = self._judge(cursor, entries)
             if judged is None:
                 return
-            crossings, lost = judged
-        merged = self._merge(cursor, entries, changes)
+            crossings, lost, at_least = judged
+        cursor.ended |= {crossing.applied.epoch: crossing.applied.sequence for crossing in crossings}
+        originals: list[EntryID] = []
+        merged = self._merge(cursor, entries, changes, originals)
         if merged == 0:
             cursor.replay_until = last if cursor.replay_until is None else max(last, cursor.replay_until)
             return
@@ -162,7 +167,7 @@ class Intake:
             entries = entries[:merged]
             last = EntryID.parse(entries[-1][0])
             if crossings or lost:
-                crossings, lost = self._judge(cursor, entries) or (crossings, lost)
+                crossings, lost, at_least = self._judge(cursor, entries) or (crossings, lost, at_least)
         expected, cursor.expected, cursor.position = cursor.expected, last, last
         segments.append(
             Segment(
@@ -173,6 +178,8 @@ class Intake:
                 ids=[entry[0] for entry in entries],
                 crossings=crossings,
                 lost=lost,
+                at_least=at_least,
+                rewritten=originals,
                 oldest_ms=_made_ms(entries[0]),
             )
         )
@@ -202,10 +209,6 @@ class Intake:
                 continue
             judged = step(cursor.position, state.end, state.lineage)
             lost = judged.lost + 1
-            logger.error(
-                "DATA LOSS: partition %d: the last %d entries, after %s up to %s, are not in the log and not in SQL",
-                cursor.number, lost, cursor.position, state.end,
-            )  # fmt: skip
             start, cursor.expected, cursor.position = cursor.expected, state.end, state.end
             crossed = start.epoch not in {0, state.end.epoch}
             segments.append(
@@ -221,7 +224,7 @@ class Intake:
             )
         return segments
 
-    def _judge(self, cursor: Cursor, entries: Sequence[RawEntry]) -> tuple[list[Crossing], int] | None:
+    def _judge(self, cursor: Cursor, entries: Sequence[RawEntry]) -> tuple[list[Crossing], int, bool] | None:
         """Count what is missing; None where the entries have to be read again by position first."""
         lineage: Lineage = self._log.states([cursor.number])[cursor.number].lineage
         position, applied = cursor.position, cursor.expected
@@ -252,19 +255,18 @@ class Intake:
         if lost and cursor.replay_until is None:
             cursor.replay_until = position
             return None
-        if lost or not known:
-            logger.error(
-                "DATA LOSS: partition %d: %s%d entries between %s and %s are not in the log and not in SQL",
-                cursor.number, "" if known else "at least ", lost, cursor.position, position,
-            )  # fmt: skip
         if ahead:
             logger.warning(
                 "partition %d: Redis was rolled back; it no longer knows %d entries that SQL has", cursor.number, ahead
             )
-        return crossings, lost
+        return crossings, lost, not known
 
-    def _merge(self, cursor: Cursor, entries: Sequence[RawEntry], changes: Changes) -> int:
-        """Merge entries until one has to begin a new batch; return how many were merged."""
+    def _merge(self, cursor: Cursor, entries: Sequence[RawEntry], changes: Changes, originals: list[EntryID]) -> int:
+        """Merge entries until one has to begin a new batch; return how many were merged or passed over.
+
+        Passed over is what SQL has already under another ID: an entry that was written again although SQL had the
+        original, or an original that comes back although it was written again.
+        """
         merge = changes.merge
         changes.enter(cursor.number)
         size = 0
@@ -273,8 +275,14 @@ class Intake:
             for number, (entry_id, fields) in enumerate(entries):
                 payload = fields[3]
                 size += len(payload)
+                again = len(fields) > ENTRY_FIELDS
+                if (again or cursor.rewritten) and cursor.has(_origin(entry_id, fields)):
+                    continue
                 if not merge(decode(payload), entry_id):
                     return number
+                if again:
+                    originals.append(_origin(entry_id, fields))
+                    cursor.rewriting.add(originals[-1])
         except WriteBehindError as error:
             failure = error
         except (IndexError, TypeError, ValueError) as error:
@@ -307,9 +315,15 @@ def _joined(segments: list[Segment]) -> list[Segment]:
                 ids=[*first.ids, *segment.ids],
                 crossings=[*first.crossings, *segment.crossings],
                 lost=first.lost + segment.lost,
+                at_least=first.at_least or segment.at_least,
+                rewritten=[*first.rewritten, *segment.rewritten],
             )
         )
     return list(joined.values())
+
+
+def _origin(entry_id: bytes, fields: Sequence[bytes]) -> EntryID:
+    return EntryID.parse(fields[5] if len(fields) > ENTRY_FIELDS else entry_id)
 
 
 def _made_ms(entry: RawEntry) -> int:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
-from writebehind.engine.adapters.control_tables import epochs, flushers, now_ms, partitions
+from writebehind.engine.adapters.control_tables import epochs, flushers, now_ms, partitions, rewritten
 from writebehind.engine.core.positions import EntryID
 from writebehind.flushers.sessions import IDLE_SHARE, application_name
 
@@ -44,6 +44,7 @@ class Lease:
         token: the fencing token.
         offset: up to where SQL has applied it.
         earlier: by epoch, the last applied entry of the epoch before it.
+        rewritten: lost entries that were applied where they were written again.
         previous: who held it before, if it was taken from somebody.
     """
 
@@ -51,6 +52,7 @@ class Lease:
     token: int
     offset: EntryID
     earlier: Mapping[int, EntryID] = field(default_factory=dict)
+    rewritten: Collection[EntryID] = ()
     previous: str | None = None
 
 
@@ -106,11 +108,11 @@ class Leases:
                 ).scalar_one()
             )
 
-    def held(self) -> dict[int, int]:
-        """Return the partitions that this holder holds, each with its token."""
+    def held(self) -> dict[int, tuple[int, EntryID]]:
+        """Return the partitions that this holder holds, each with its token and its offset."""
         with self._engine.connect() as connection:
-            rows = connection.execute(sa.select(partitions.c.partition, partitions.c.token).where(self._mine))
-            return {row.partition: row.token for row in rows}
+            rows = connection.execute(sa.select(partitions).where(self._mine))
+            return {row.partition: (row.token, EntryID(row.epoch, row.sequence)) for row in rows}
 
     def registered(self) -> int:
         """Return how many partitions of the namespace exist in SQL."""
@@ -170,6 +172,7 @@ class Leases:
                         token=row.token,
                         offset=EntryID(row.epoch, row.sequence),
                         earlier=self._earlier(connection, number),
+                        rewritten=self._rewritten(connection, number),
                         previous=None if previous == self._holder else previous,
                     )
                 )
@@ -202,6 +205,13 @@ class Leases:
             )
         )
         return {row.successor: EntryID(row.epoch, row.sequence) for row in rows}
+
+    def _rewritten(self, connection: sa.Connection, number: int) -> list[EntryID]:
+        known = rewritten.c
+        found = sa.select(known.epoch, known.sequence).where(
+            known.namespace == self._namespace, known.partition == number
+        )
+        return [EntryID(*row) for row in connection.execute(found)]
 
     def release(self, held: Mapping[int, int]) -> None:
         """Hand partitions back, given with their tokens. Repeat: harmless."""

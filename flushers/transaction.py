@@ -5,7 +5,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from writebehind.engine.adapters.control_tables import epochs, now_ms, partitions
+from writebehind.engine.adapters.control_tables import epochs, losses, now_ms, partitions, rewritten
 from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.flushers.batch import Batch, Crossing, Segment
 from writebehind.flushers.bulk import bulk_path
@@ -23,12 +23,20 @@ class Transaction:
         namespace: the namespace's name.
         tables: the declared tables by name.
         lease_ttl_seconds: how far a flush extends its leases.
+        holder: the flusher, for the record of losses.
     """
 
     def __init__(
-        self, engine: sa.Engine, namespace: str, tables: Mapping[str, DeclaredTable], lease_ttl_seconds: float
+        self,
+        engine: sa.Engine,
+        namespace: str,
+        tables: Mapping[str, DeclaredTable],
+        lease_ttl_seconds: float,
+        *,
+        holder: str,
     ) -> None:
         self._engine = engine
+        self._holder = holder
         self._namespace = namespace
         self._order = in_foreign_key_order(list(tables.values()))
         self._path = bulk_path(engine)
@@ -93,10 +101,34 @@ class Transaction:
             here = sa.and_(partitions.c.namespace == self._namespace, partitions.c.partition == segment.partition)
             for crossing in segment.crossings:
                 self._note_crossing(segment.partition, crossing)
+            if segment.rewritten:
+                key = {"namespace": self._namespace, "partition": segment.partition}
+                self.connection.execute(
+                    sa.insert(rewritten),
+                    [{**key, "epoch": each.epoch, "sequence": each.sequence} for each in segment.rewritten],
+                )
             if segment.lost:
                 self.connection.execute(
                     sa.update(partitions).where(here).values(lost_entries=partitions.c.lost_entries + segment.lost)
                 )
+                self._note_loss(segment)
+
+    def _note_loss(self, segment: Segment) -> None:
+        self.connection.execute(
+            sa.insert(losses).values(
+                namespace=self._namespace,
+                partition=segment.partition,
+                first_id=str(segment.start.next()),
+                reporter=self._holder,
+                last_id=str(segment.end),
+                entries=segment.lost,
+                rewritten=0,
+                from_ms=0,
+                until_ms=segment.oldest_ms,
+                found_ms=now_ms(),
+                records="",
+            )
+        )
 
     def _note_crossing(self, partition: int, crossing: Crossing) -> None:
         ended = {

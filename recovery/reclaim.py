@@ -43,8 +43,8 @@ def reclaim(log: Log, partition: int, offset: EntryID, earlier: Mapping[int, Ent
         )  # fmt: skip
     if start.past_missing:
         logger.error(
-            "DATA LOSS: partition %d: the log has nothing of the history that SQL applied up to %s: it was emptied, or "
-            "this is another Redis; what stood above that is lost, and how much cannot be known",
+            "POSSIBLE DATA LOSS: partition %d: the log has nothing of the history that SQL applied up to %s: it was "
+            "emptied, or this is another Redis; what stood above that is lost unless its writers write it again",
             partition, offset,
         )  # fmt: skip
     if start.group_made:

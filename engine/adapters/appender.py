@@ -10,7 +10,8 @@ from typing import Any, assert_never
 import redis
 from hiredis import pack_command
 
-from writebehind.engine.adapters.links import Link, Links, open_epoch, refusal
+from writebehind.engine.adapters.links import Link, Links, refusal
+from writebehind.engine.adapters.rewriter import Rewriter
 from writebehind.engine.adapters.scripts import APPEND
 from writebehind.engine.core.appending import (
     Call,
@@ -46,6 +47,7 @@ class Appender:
         keys: the namespace's key names.
         timeout_seconds: how long one call keeps trying.
         search_entries_max: how far back a retry looks where it has no better bound.
+        rewriter: keeps what was accepted, and writes it again where a new history is without it.
 
     Attributes:
         client_id: names this client in mutation IDs and fences.
@@ -56,8 +58,11 @@ class Appender:
     after a lost reply, does not. Crash: the call is in the log whole or not at all.
     """
 
-    def __init__(self, links: Links, keys: Keys, timeout_seconds: float, search_entries_max: int) -> None:
+    def __init__(
+        self, links: Links, keys: Keys, timeout_seconds: float, search_entries_max: int, rewriter: Rewriter
+    ) -> None:
         self.links = links
+        self.rewriter = rewriter
         self.keys = keys
         self.timeout_seconds = timeout_seconds
         self.search_entries_max = search_entries_max
@@ -101,8 +106,10 @@ class Appender:
 
     def _run_all(self, calls: Sequence[Call]) -> list[tuple[bytes, Reply, int]]:
         try:
-            link = self.links.take()
-        except redis.RedisError as error:
+            link = self._link_for(calls)
+        except redis.ResponseError as error:
+            return [(b"", refusal(error), 0)] * len(calls)
+        except (redis.RedisError, RedisUnavailable) as error:
             return [(b"", Unsent(error), 0)] * len(calls)
         replies: list[tuple[bytes, Reply, int]] = []
         stamps = [self.stamp() for _ in calls]
@@ -128,6 +135,16 @@ class Appender:
             return replies + [(b"", Lost(error), 0)] * (len(calls) - len(replies))
         self.links.give(link)
         return replies
+
+    def _link_for(self, calls: Sequence[Call]) -> Link:
+        link = self.links.take()
+        try:
+            for call in calls:
+                self.meet(link, call.partition)
+        except (redis.ResponseError, RedisUnavailable):
+            self.drop(link)
+            raise
+        return link
 
     def _anchor(self, call: Call) -> bytes:
         """Return an entry above which the call will stand; to be asked before its first attempt.
@@ -178,10 +195,21 @@ class Appender:
 
     def _done(self, call: Call, reply: bytes, *, fenced: int) -> bytes:
         """Note what a call has made certain; ``fenced`` is the stamp of a call that fenced older ones off, or 0."""
-        self._last[call.partition] = (reply, time.monotonic())
+        now = time.monotonic()
+        self._last[call.partition] = (reply, now)
+        self.rewriter.keep(call, reply, now)
         if fenced and self.suspect.get(call.partition, 0) < fenced:
             self.suspect.pop(call.partition, None)
         return reply
+
+    def meet(self, link: Link, partition: int) -> None:
+        """See to it that a new history has this engine's earlier writes before it gets the next one.
+
+        Raises:
+            RedisUnavailable, redis.ResponseError: it could not be done now.
+        """
+        if self.rewriter.identities.get(partition) != link.identity:
+            self.rewriter.reconcile(partition)
 
     def stamp(self) -> int:
         """Return a number above those of all attempts before."""
@@ -244,17 +272,18 @@ class _Performance:
             self._link.close()
 
     def _run(self, effect: Run) -> Reply:
-        appender = self._appender
-        if self._link is None:
-            try:
-                self._link = appender.links.take()
-            except redis.RedisError as error:
-                return Unsent(error)
-        link = self._link
+        refused = self._meet()
+        if refused is not None:
+            return refused
+        appender, link = self._appender, self._link
+        if link is None:
+            raise RuntimeError("no link is open")
         self.identity = link.identity
         stamp = appender.stamp()
         self.fenced = stamp if effect.retry or self._call.partition in appender.suspect else 0
-        anchor = self._anchor if effect.retry else FENCE_ONLY if self.fenced else b""
+        anchor = FENCE_ONLY if self.fenced else b""
+        if effect.retry:
+            anchor = appender.rewriter.anchor(self._call.partition, self._anchor)
         command = appender.command(link, self._call, anchor, stamp)
         try:
             link.connection.send_packed_command((pack_command(command),), check_health=False)
@@ -265,6 +294,22 @@ class _Performance:
             return self._refused(refusal(error))
         except redis.RedisError as error:
             return self._lost(link, error)
+
+    def _meet(self) -> Reply:
+        """Take a link where there is none, and meet the history that it leads to; return what went wrong."""
+        appender = self._appender
+        try:
+            if self._link is None:
+                self._link = appender.links.take()
+            appender.meet(self._link, self._call.partition)
+        except (redis.ResponseError, *NOT_EXECUTED) as error:
+            return self._refused(refusal(error))
+        except (redis.RedisError, RedisUnavailable) as error:
+            if self._link is not None:
+                appender.drop(self._link)
+            self._link = None
+            return Unsent(error)
+        return None
 
     def _run_text(self, link: Link, command: tuple[Any, ...]) -> Reply:
         try:
@@ -291,10 +336,11 @@ class _Performance:
         try:
             if link is None:
                 link = self._link = self._appender.links.take()
-            open_epoch(link, self._appender.keys, self._call.partition)
+            link.identify()
+            self._appender.rewriter.reconcile(self._call.partition)
         except (redis.ResponseError, *NOT_EXECUTED) as error:
             return self._refused(refusal(error))
-        except redis.RedisError as error:
+        except (redis.RedisError, RedisUnavailable) as error:
             if link is not None:
                 self._appender.drop(link)
             self._link = None

@@ -5,6 +5,8 @@ from threading import Lock
 
 import redis
 
+from writebehind.engine.adapters.conditions import enforce
+from writebehind.engine.adapters.facts import redis_facts
 from writebehind.engine.adapters.fsync import Fsync, confirm, fsync_of
 from writebehind.engine.adapters.links import Link, Links, refusal
 from writebehind.engine.adapters.rows import Rows
@@ -12,8 +14,8 @@ from writebehind.engine.core.contiguity import parse_lineage
 from writebehind.engine.core.durability import Durability
 from writebehind.engine.core.keys import Keys
 from writebehind.engine.core.positions import EntryID
+from writebehind.engine.core.redis_rules import replicas
 from writebehind.engine.errors import (
-    ConfigurationError,
     DatabaseUnavailable,
     DataLossDetected,
     DurabilityTimeout,
@@ -68,12 +70,7 @@ class Confirmer:
         self._given.add(level)
 
     def _require_replicas(self, link: Link) -> None:
-        found = int(link.command("INFO", "replication").split(b"connected_slaves:")[1].split(b"\r")[0])
-        if found < self._replicas:
-            raise ConfigurationError(
-                f"Redis has {found} replicas and REPLICATED needs {self._replicas}",
-                "attach replicas, or ask for FSYNCED",
-            )
+        enforce([replicas(redis_facts(link, self._keys.shared), self._replicas)])
 
     def _fsync_of(self, link: Link) -> Fsync:
         with self._lock:

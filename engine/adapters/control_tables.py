@@ -13,7 +13,17 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from writebehind.engine.errors import ConfigurationError
 
-__all__ = ["CONTROL_VERSION", "control", "epochs", "flushers", "namespaces", "now_ms", "partitions"]
+__all__ = [
+    "CONTROL_VERSION",
+    "control",
+    "epochs",
+    "flushers",
+    "losses",
+    "namespaces",
+    "now_ms",
+    "partitions",
+    "rewritten",
+]
 
 CONTROL_VERSION = 1
 """Version of these tables' layout."""
@@ -56,6 +66,33 @@ epochs = Table(
     Column("successor", BigInteger, nullable=False, comment="the epoch that followed"),
     Column("successor_base", String(48), nullable=False, comment="where Redis says this epoch ended"),
     comment="Earlier epochs: what was applied of each, and what came next.",
+)
+
+rewritten = Table(
+    "writebehind_rewritten",
+    control,
+    Column("namespace", String(32), primary_key=True),
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    comment="Entries that Redis lost, that were written again elsewhere in the log, and that were applied there.",
+)
+
+losses = Table(
+    "writebehind_losses",
+    control,
+    Column("namespace", String(32), primary_key=True),
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("first_id", String(48), primary_key=True, comment="the first entry concerned"),
+    Column("reporter", String(128), primary_key=True, comment="the flusher or the writer that found it"),
+    Column("last_id", String(48), nullable=False),
+    Column("entries", BigInteger, nullable=False, comment="entries in neither Redis nor SQL"),
+    Column("rewritten", BigInteger, nullable=False, comment="entries that Redis lost and their writer wrote again"),
+    Column("from_ms", BigInteger, nullable=False, comment="when the first one was made; 0 for unknown"),
+    Column("until_ms", BigInteger, nullable=False),
+    Column("found_ms", BigInteger, nullable=False, comment="on this database's clock"),
+    Column("records", Text, nullable=False, comment="tables and keys concerned, where they are known"),
+    comment="What Redis has lost, as flushers and writers found it.",
 )
 
 flushers = Table(

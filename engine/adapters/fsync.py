@@ -13,8 +13,11 @@ from typing import Any
 
 import redis
 
+from writebehind.engine.adapters.conditions import enforce
+from writebehind.engine.adapters.facts import redis_facts
 from writebehind.engine.adapters.links import Link, refusal
 from writebehind.engine.adapters.scripts import BARRIER
+from writebehind.engine.core.diagnosis import disk_conditions
 from writebehind.engine.core.durability import Durability
 from writebehind.engine.errors import ConfigurationError, RedisUnavailable
 
@@ -49,17 +52,10 @@ def fsync_of(link: Link, scratch_key: str) -> Fsync:
         ConfigurationError: it does not, with the reason and what to change.
         redis.RedisError: the connection failed.
     """
-    policy = _policy(link)
-    if policy.get("appendonly") == "no":
-        raise ConfigurationError("Redis keeps no append-only file", "set appendonly yes, or ask for ACCEPTED only")
-    if policy.get("appendfsync") == "always":
-        if policy.get("no-appendfsync-on-rewrite") == "no":
-            return Fsync.ALWAYS
-        raise ConfigurationError(
-            "Redis skips fsync while it rewrites its append-only file", "set no-appendfsync-on-rewrite no"
-        )
-    if policy.get("appendfsync") == "no":
-        raise ConfigurationError("Redis never calls fsync itself", "set appendfsync everysec or always")
+    facts = redis_facts(link, scratch_key)
+    enforce(disk_conditions(facts))
+    if facts.appendfsync == "always":
+        return Fsync.ALWAYS
     if waitaof_waits(link, scratch_key):
         return Fsync.WAITAOF
     raise ConfigurationError(

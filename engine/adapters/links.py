@@ -73,9 +73,10 @@ class Link:
         self.identity = b""
         server, replication = self.pipeline([("INFO", "server"), ("INFO", "replication")])
         for reply in (server, replication):
-            if isinstance(reply, Exception):
+            if isinstance(reply, Exception) and not isinstance(reply, redis.exceptions.NoPermissionError):
                 raise reply
-        facts = dict(line.split(b":", 1) for line in (server + b"\n" + replication).splitlines() if b":" in line)
+        told = [reply for reply in (server, replication) if isinstance(reply, bytes)]
+        facts = dict(line.split(b":", 1) for line in b"\n".join(told).splitlines() if b":" in line)
         run, history = facts.get(b"run_id"), facts.get(b"master_replid")
         if not run or not history:
             raise ConfigurationError(
@@ -220,6 +221,22 @@ class Links:
             link.close()
             raise
         self.give(link)
+
+    @contextmanager
+    def unidentified(self) -> Iterator[Link]:
+        """Lend a new link whose identity was not asked for, since the server may hide it; it is closed afterwards.
+
+        Raises:
+            RedisUnavailable: the connection could not be made or failed inside the block.
+        """
+        link = Link(self._pool.make_connection())
+        try:
+            link.connection.connect()
+            yield link
+        except redis.RedisError as error:
+            raise RedisUnavailable(f"Redis cannot be reached: {error}", "check the URL and the server") from error
+        finally:
+            link.close()
 
     def drop_idle(self) -> None:
         """Close idle links: after one has failed the others are suspect."""

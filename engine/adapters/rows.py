@@ -1,20 +1,25 @@
 """Reading rows and offsets from SQL."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
-from writebehind.engine.adapters.control_tables import control, epochs, namespaces, partitions
+from writebehind.engine.adapters.control_tables import control, epochs, losses, namespaces, now_ms, partitions
 from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.config import NamespaceSettings
 from writebehind.engine.core.positions import ORIGIN, EntryID
+from writebehind.engine.core.retention import DataLoss
 from writebehind.engine.errors import ConfigurationError, DatabaseUnavailable
 
 __all__ = ["Applied", "Rows"]
 
+logger = logging.getLogger(__name__)
+
 KEYS_PER_QUERY = 500
+RECORDS_NAMED = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +133,27 @@ class Rows:
             )
             for number in numbers
         }
+
+    def note_loss(self, namespace: str, loss: DataLoss, reporter: str) -> None:
+        """Record what Redis has lost, for ``status``. A database that is away is only logged: the loss was told."""
+        values = {
+            "namespace": namespace,
+            "partition": loss.partition,
+            "first_id": loss.first_id,
+            "reporter": reporter,
+            "last_id": loss.last_id,
+            "entries": loss.lost,
+            "rewritten": loss.rewritten,
+            "from_ms": loss.from_ms,
+            "until_ms": loss.until_ms,
+            "found_ms": now_ms(),
+            "records": ", ".join(f"{table} {key}" for table, key in loss.keys[:RECORDS_NAMED]),
+        }
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(sa.insert(losses).values(values))
+        except sa.exc.SQLAlchemyError as error:
+            logger.warning("the loss cannot be recorded in SQL: %s", type(error).__name__)
 
     def check(self, settings: NamespaceSettings) -> None:
         """Compare the namespace's settings with what SQL has; nothing is said where SQL has none or is away.

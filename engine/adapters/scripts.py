@@ -4,7 +4,19 @@ import hashlib
 from dataclasses import dataclass, field
 from importlib.resources import files
 
-__all__ = ["APPEND", "BARRIER", "DISTRUST", "FORGET", "MISSING", "OPEN_EPOCH", "PUBLISH", "SETTLE", "TRUST", "Script"]
+__all__ = [
+    "APPEND",
+    "BARRIER",
+    "DISTRUST",
+    "FORGET",
+    "MISSING",
+    "OPEN_EPOCH",
+    "PUBLISH",
+    "REWRITE",
+    "SETTLE",
+    "TRUST",
+    "Script",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +39,7 @@ BARRIER = Script("barrier")
 DISTRUST = Script("distrust")
 FORGET = Script("forget")
 MISSING = Script("missing")
+REWRITE = Script("rewrite")
 SETTLE = Script("settle")
 PUBLISH = Script("publish")
 TRUST = Script("trust")

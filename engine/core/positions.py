@@ -31,6 +31,10 @@ class EntryID(NamedTuple):
         epoch, _, sequence = (text.decode("ascii") if isinstance(text, bytes) else text).partition("-")
         return cls(int(epoch), int(sequence))
 
+    def next(self) -> "EntryID":
+        """Return the position after this one in the same epoch."""
+        return EntryID(self.epoch, self.sequence + 1)
+
     def __str__(self) -> str:
         return f"{self.epoch}-{self.sequence}"
 

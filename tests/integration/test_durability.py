@@ -176,10 +176,13 @@ def test_a_server_that_does_not_fsync_is_refused(
         make(own_redis(settings).url, durability=level).start()
 
 
-def test_what_was_fsynced_survives_sigkill(newest: Callable[..., EmbeddedRedis], make: Factory) -> None:
+def test_what_was_fsynced_survives_sigkill(
+    newest: Callable[..., EmbeddedRedis], make: Factory, sqlite_url: str
+) -> None:
     """After SIGKILL and restart every write at that level is there, also what came through batches."""
     server = newest()
-    engine = make(server.url)
+    engine = make(server.url, sqlite_url)
+    initialise(engine, create_tables=True)
     with engine.batch(durability=Durability.FSYNCED) as batch:
         receipts = [batch.put(accounts, {"id": number}) for number in range(100)]
     receipts.append(engine.increment(accounts, 5, {"balance": 7}, durability=Durability.FSYNCED))
@@ -269,10 +272,11 @@ def test_a_restart_opens_a_new_epoch(own_redis: "OwnRedisFactory", make: Factory
         receipt.wait(Durability.PERSISTED, 1)
 
 
-def test_a_write_during_a_restart_is_made_once(own_redis: "OwnRedisFactory", make: Factory) -> None:
+def test_a_write_during_a_restart_is_made_once(own_redis: "OwnRedisFactory", make: Factory, sqlite_url: str) -> None:
     """Threads that write while Redis is killed and started again end with every write made once."""
     server = own_redis({"appendfsync": "always"})
-    engine = make(server.url, partitions=2)
+    engine = make(server.url, sqlite_url, partitions=2)
+    initialise(engine, create_tables=True)
     engine.put(accounts, {"id": 1})
     ended = threading.Event()
     counts = [0, 0, 0, 0]
@@ -295,6 +299,7 @@ def test_a_write_during_a_restart_is_made_once(own_redis: "OwnRedisFactory", mak
     ended.set()
     for thread in threads:
         thread.join()
+    drain(engine, 10, QUICK)
     record = engine.get(accounts, 1)
     assert record == {"id": 1, "balance": sum(counts)}
     with redis.Redis.from_url(server.url) as plain:
@@ -396,7 +401,7 @@ def test_a_lost_write_is_reported_as_lost(
     """Receipts of what a crash took say so once a later epoch is in SQL; those of what is left do not."""
     server = own_redis({"appendfsync": "always"}, binary=servers.newest_redis_binary())
     assert isinstance(server, EmbeddedRedis)
-    engine = make(server.url, sqlite_url, partitions=1)
+    engine = make(server.url, sqlite_url, partitions=1, settings=EngineSettings(retained_bytes_max=0))
     initialise(engine, create_tables=True)
     engine.start()
     begin = appended(server).stat().st_size
@@ -428,7 +433,7 @@ def test_a_write_lost_before_its_fsync_is_not_confirmed(
     """A receipt of a primary that died is not confirmed by its successor's fsync."""
     server = own_redis({"appendfsync": "always"}, binary=servers.newest_redis_binary())
     assert isinstance(server, EmbeddedRedis)
-    engine = make(server.url, sqlite_url, partitions=1)
+    engine = make(server.url, sqlite_url, partitions=1, settings=EngineSettings(retained_bytes_max=0))
     initialise(engine, create_tables=True)
     kept = engine.put(accounts, {"id": 1})
     size = appended(server).stat().st_size

@@ -480,16 +480,20 @@ def test_a_history_with_smaller_numbers_is_flushed(
     assert balances(app) == {1: 14}
 
 
-def test_a_lost_write_is_not_called_persisted(app: WriteBehind, client: Any) -> None:
+def test_a_lost_write_is_not_called_persisted(
+    redis_url: str, app: WriteBehind, client: Any, sqlite_url: str, namespace: str
+) -> None:
     """What another history has in SQL says nothing about a write that was lost with its own."""
     increment(app, 1)
     client.hset(app.keys.metas[0], mapping={"epoch": FAR_EPOCH, "identity": "another primary"})
     increment(app, 1)
     finish(app)
-    lost = app.increment(accounts, 1, {"balance": 1})
+    with engine(redis_url, sqlite_url, namespace, retained_bytes_max=0) as other:
+        lost = other.increment(accounts, 1, {"balance": 1})
     client.delete(*client.keys(f"wb:{{{app.keys.namespace}*"))
     increment(app, 5)
     finish(app)
+    assert balances(app) == {1: 7}
     with pytest.raises(DataLossDetected):
         lost.wait(Durability.PERSISTED, 1)
 

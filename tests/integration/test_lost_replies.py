@@ -13,7 +13,7 @@ import pytest
 import redis
 import sqlalchemy as sa
 
-from proxy import Fault, Proxy
+from writebehind.drills.proxy import Mishap, Proxy
 from writebehind.engine import EngineSettings, Receipt, RedisUnavailable, WriteBehind, WriteOutcomeUnknown
 from writebehind.engine.adapters.scripts import APPEND
 from writebehind.engine.core.partitioning import partition_of
@@ -113,7 +113,7 @@ def hasty(proxy: Proxy, namespace: str) -> Iterator[WriteBehind]:
         yield made
 
 
-def refuse_after(proxy: Proxy, fault: Fault) -> None:
+def refuse_after(proxy: Proxy, fault: Mishap) -> None:
     """Let Redis be away from a fault on."""
     proxy.wait_for(fault)
     proxy.refuse()
@@ -147,9 +147,9 @@ def check_once(client: Any, engine: WriteBehind, write: Write) -> None:
 
 
 @pytest.mark.parametrize(("write", "skip"), [(put, 0), (increment, 0), (batch, 0), (batch, 2), (atomic, 0)])
-@pytest.mark.parametrize("fault", list(Fault))
+@pytest.mark.parametrize("fault", list(Mishap))
 def test_a_write_survives_one_fault(
-    *, proxy: Proxy, engine: WriteBehind, client: Any, write: Write, fault: Fault, skip: int
+    *, proxy: Proxy, engine: WriteBehind, client: Any, write: Write, fault: Mishap, skip: int
 ) -> None:
     """The write returns its one entry, whichever of its requests or replies is lost, or comes late."""
     proxy.inject(fault, SCRIPT, skip=skip)
@@ -169,16 +169,16 @@ def test_a_write_survives_one_fault(
 @pytest.mark.parametrize(
     "faults",
     [
-        [Fault.CUT_AFTER, Fault.CUT_AFTER],
-        [Fault.STALL, Fault.CUT_INSIDE, Fault.CUT_BEFORE],
-        [Fault.DELAY, Fault.DELAY],
-        [Fault.CUT_BEFORE, Fault.DELAY, Fault.STALL],
-        [Fault.DELAY, Fault.CUT_AFTER, Fault.DELAY],
+        [Mishap.CUT_AFTER, Mishap.CUT_AFTER],
+        [Mishap.STALL, Mishap.CUT_INSIDE, Mishap.CUT_BEFORE],
+        [Mishap.DELAY, Mishap.DELAY],
+        [Mishap.CUT_BEFORE, Mishap.DELAY, Mishap.STALL],
+        [Mishap.DELAY, Mishap.CUT_AFTER, Mishap.DELAY],
     ],
     ids=lambda faults: "-".join(fault.name for fault in faults),
 )
 def test_a_write_survives_several_faults(
-    proxy: Proxy, engine: WriteBehind, client: Any, write: Write, faults: list[Fault]
+    proxy: Proxy, engine: WriteBehind, client: Any, write: Write, faults: list[Mishap]
 ) -> None:
     """Retries that suffer in their turn, and originals that arrive after all of them, change nothing."""
     for fault in faults:
@@ -222,9 +222,9 @@ def test_a_redis_that_cannot_be_reached_got_nothing(
 
 
 @WRITES
-@pytest.mark.parametrize("fault", [Fault.CUT_BEFORE, Fault.CUT_AFTER])
+@pytest.mark.parametrize("fault", [Mishap.CUT_BEFORE, Mishap.CUT_AFTER])
 def test_an_outcome_that_cannot_be_found_out_is_unknown(
-    proxy: Proxy, hasty: WriteBehind, client: Any, write: Write, fault: Fault
+    proxy: Proxy, hasty: WriteBehind, client: Any, write: Write, fault: Mishap
 ) -> None:
     """Redis stays away after a lost reply: the error says so, and the write stands there once or not at all."""
     proxy.inject(fault, SCRIPT)
@@ -236,7 +236,7 @@ def test_an_outcome_that_cannot_be_found_out_is_unknown(
     proxy.accept()
     found = mutations(client, hasty)
     assert len(found) == len(set(found))
-    assert amounts(hasty)[0] == (0 if fault is Fault.CUT_BEFORE else 1)
+    assert amounts(hasty)[0] == (0 if fault is Mishap.CUT_BEFORE else 1)
 
 
 @pytest.mark.parametrize(
@@ -250,8 +250,8 @@ def test_a_late_original_cannot_overwrite_a_later_write(
     proxy: Proxy, hasty: WriteBehind, client: Any, write: Write, later: str
 ) -> None:
     """An original that arrives after its writer gave up and wrote again is fenced off."""
-    proxy.inject(Fault.DELAY, SCRIPT)
-    refusing = threading.Thread(target=refuse_after, args=(proxy, Fault.DELAY))
+    proxy.inject(Mishap.DELAY, SCRIPT)
+    refusing = threading.Thread(target=refuse_after, args=(proxy, Mishap.DELAY))
     refusing.start()
     with pytest.raises(WriteOutcomeUnknown):
         write(hasty)
@@ -294,7 +294,7 @@ def test_threads_do_not_fence_each_other_out(proxy: Proxy, engine: WriteBehind, 
     threads = [threading.Thread(target=work, args=(mine,)) for mine in range(4)]
     for thread in threads:
         thread.start()
-    for fault in [Fault.CUT_AFTER, Fault.DELAY, Fault.STALL, Fault.CUT_BEFORE, Fault.DELAY, Fault.CUT_INSIDE] * 2:
+    for fault in [Mishap.CUT_AFTER, Mishap.DELAY, Mishap.STALL, Mishap.CUT_BEFORE, Mishap.DELAY, Mishap.CUT_INSIDE] * 2:
         proxy.inject(fault, SCRIPT, skip=5)
     for thread in threads:
         thread.join()
@@ -308,13 +308,13 @@ def test_a_retry_finds_its_entry_behind_many_others(
     proxy: Proxy, engine: WriteBehind, client: Any, redis_url: str
 ) -> None:
     """Other writers' entries between the original and its retry do not hide it."""
-    proxy.inject(Fault.STALL, SCRIPT)
+    proxy.inject(Mishap.STALL, SCRIPT)
     other = WriteBehind(
         redis=redis_url, database=UNREACHABLE, tables=[counters], namespace=engine.keys.namespace, partitions=3
     )
 
     def crowd() -> None:
-        proxy.wait_for(Fault.STALL)
+        proxy.wait_for(Mishap.STALL)
         with other.batch() as many:
             for _ in range(1000):
                 many.increment(counters, 1, {"amount": 1})
@@ -337,10 +337,10 @@ def test_a_log_too_long_to_search_makes_the_outcome_unknown(proxy: Proxy, namesp
             redis=redis_url, database=UNREACHABLE, tables=[counters], namespace=namespace, partitions=3
         ) as other,
     ):
-        proxy.inject(Fault.STALL, SCRIPT)
+        proxy.inject(Mishap.STALL, SCRIPT)
 
         def crowd() -> None:
-            proxy.wait_for(Fault.STALL)
+            proxy.wait_for(Mishap.STALL)
             with other.batch() as many:
                 for _ in range(1000):
                     many.increment(counters, 1, {"amount": 1})
@@ -375,9 +375,9 @@ def test_an_entry_flushed_and_trimmed_before_the_retry_is_not_written_again(
                 outcome.append(unknown)
 
         writer = threading.Thread(target=write)
-        proxy.inject(Fault.STALL, SCRIPT)
+        proxy.inject(Mishap.STALL, SCRIPT)
         writer.start()
-        proxy.wait_for(Fault.STALL)
+        proxy.wait_for(Mishap.STALL)
         log = other.keys.logs[partition_of("1", 3)]
         after = increment(other).entry_id
         others = 1

@@ -58,7 +58,7 @@ class World:
             tables=[accounts, events],
             namespace=namespace,
             partitions=1,
-            settings=EngineSettings(redis_timeout_seconds=2, write_timeout_seconds=5),
+            settings=EngineSettings(redis_timeout_seconds=2, write_timeout_seconds=5, retained_bytes_max=0),
         )
         initialise(self.app, create_tables=True)
         self.log = self.app.keys.logs[0]

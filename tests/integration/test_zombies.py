@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from proxy import Fault, Proxy
+from writebehind.drills.proxy import Mishap, Proxy
 from writebehind.engine import ConfigurationError, DatabaseUnavailable, Durability, WriteBehind
 from writebehind.engine.adapters.control_tables import partitions
 from writebehind.engine.embedded import EmbeddedDatabase, EmbeddedMariaDB, EmbeddedPostgreSQL
@@ -334,8 +334,8 @@ def test_two_daemons_under_fire(server_world: World, tmp_path: Path) -> None:
 # Commits whose outcome nobody knows
 
 
-@pytest.mark.parametrize("fault", [Fault.CUT_BEFORE, Fault.CUT_AFTER, Fault.CUT_INSIDE])
-def test_an_unknown_commit_is_applied_once(server_world: World, fault: Fault) -> None:
+@pytest.mark.parametrize("fault", [Mishap.CUT_BEFORE, Mishap.CUT_AFTER, Mishap.CUT_INSIDE])
+def test_an_unknown_commit_is_applied_once(server_world: World, fault: Mishap) -> None:
     """The connection breaks around COMMIT, several times: rows and offset are there once."""
     world = server_world
     url = world.app.database.url

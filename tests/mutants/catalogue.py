@@ -26,6 +26,7 @@ OPEN_EPOCH = "engine/adapters/lua/open_epoch.lua"
 PAYLOAD = "engine/core/payload.py"
 PUBLISH = "engine/adapters/lua/publish.lua"
 READER = "engine/adapters/reader.py"
+REWRITER = "engine/adapters/rewriter.py"
 ROWS = "engine/adapters/rows.py"
 SETTLE = "engine/adapters/lua/settle.lua"
 TAKEOVER = "recovery/takeover.py"
@@ -34,6 +35,8 @@ TRANSACTION = "flushers/transaction.py"
 FAULTS = "tests/integration/test_known_faults.py"
 ENGINE = "tests/integration/test_engine.py"
 LOST = "tests/integration/test_lost_replies.py"
+RETENTION = "tests/integration/test_retention.py"
+ROLLBACKS = "tests/integration/test_rollbacks.py"
 
 EXCHANGE = """            link.connection.send_packed_command((pack_command(command),), check_health=False)
             return link.receive(disable_decoding=True)"""
@@ -597,6 +600,73 @@ HOLDING = [
     ),
 ]
 
+ROLLED_BACK = [
+    mutant(
+        "suspects-built-upon",
+        "an increment is added to a value that SQL has newer, and shown so",
+        APPEND,
+        "if known[4] then",
+        "if false then",
+        f"{ROLLBACKS}::test_records_that_sql_has_newer_are_loaded",
+    ),
+    mutant(
+        "suspects-read",
+        "a record that SQL has newer is served",
+        READER,
+        "and version.epoch < floors[wanted.partition]",
+        "and False",
+        f"{ROLLBACKS}::test_records_that_sql_has_newer_are_loaded",
+    ),
+    mutant(
+        "suspects-trusted",
+        "a record that SQL has newer is believed again",
+        TAKEOVER,
+        "        if behind is not None:",
+        "        if False:",
+        f"{ROLLBACKS}::test_records_that_sql_has_newer_are_loaded",
+    ),
+    mutant(
+        "ghosts-applied",
+        "a write that was lost, and written again, is applied when Redis remembers it",
+        TAKEOVER,
+        "        if state.ghosts:",
+        "        if False:",
+        f"{ROLLBACKS}::test_an_undone_write_stays_undone",
+    ),
+    mutant(
+        "written-again-though-applied",
+        "what SQL has is applied once more, because Redis had lost it",
+        INTAKE,
+        "if (again or cursor.rewritten) and cursor.has(_origin(entry_id, fields)):",
+        "if False:",
+        f"{RETENTION}::test_a_lost_tail_is_written_again",
+    ),
+    mutant(
+        "written-again-over-others",
+        "a lost write puts an old value over a later one",
+        REWRITER,
+        "                if not self._commutes(single):",
+        "                if False:",
+        f"{RETENTION}::test_what_others_have_written_since_stays",
+    ),
+    mutant(
+        "originals-forgotten",
+        "a write that is lost twice is applied twice",
+        TRANSACTION,
+        "            if segment.rewritten:",
+        "            if False:",
+        f"{RETENTION}::test_written_again_flushed_and_lost_again",
+    ),
+    mutant(
+        "sql-rollback-unnoticed",
+        "rows that a restored database is without stay missing until the next write",
+        FLUSHER,
+        "            elif offset != cursor.committed:",
+        "            elif False:",
+        "tests/integration/test_sql_rollbacks.py::test_what_the_log_retains_is_applied_again",
+    ),
+]
+
 COALESCED = [
     mutant(
         "patch-lost-after-put",
@@ -648,4 +718,4 @@ COALESCED = [
     ),
 ]
 
-MUTANTS = (*WRITING, *RETRIES, *FLUSHING, *HOLDING, *COALESCED)
+MUTANTS = (*WRITING, *RETRIES, *FLUSHING, *HOLDING, *ROLLED_BACK, *COALESCED)

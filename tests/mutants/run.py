@@ -43,7 +43,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-ROOMS = ("engine", "flushers", "recovery", "bench", "examples")
+ROOMS = ("engine", "flushers", "recovery", "drills", "bench", "examples")
 PARALLEL = 2
 RUN_SECONDS_MAX = 150
 TEST_SECONDS_MAX = 60

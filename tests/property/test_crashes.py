@@ -320,6 +320,7 @@ class Crashes(RuleBasedStateMachine):
         self.client = redis.Redis.from_url(server.url)
         self.apps = [self._app(), self._app()]
         self.settings = RETAINING
+        self.marks: list[tuple[int, int]] = []
         self.flusher: Mortal | None = None
         self.zombies: list[Mortal] = []
         initialise(self.apps[0], create_tables=True)
@@ -347,6 +348,7 @@ class Crashes(RuleBasedStateMachine):
         if self.model.possible(write):
             if lost:
                 self._lose_a_reply(writer)
+            self._mark(writer)
             write.send(self.apps[writer])
             self.model.apply(write)
             with contextlib.suppress(ReadTimeout):
@@ -357,6 +359,7 @@ class Crashes(RuleBasedStateMachine):
         """Write many in one round trip."""
         if lost:
             self._lose_a_reply(writer)
+        self._mark(writer)
         with self.apps[writer].batch() as batch:
             for write in listed:
                 if self.model.possible(write):
@@ -371,6 +374,7 @@ class Crashes(RuleBasedStateMachine):
             return
         trial = copy.deepcopy(self.model)
         touched: set[tuple[str, int]] = set()
+        self._mark(writer)
         with contextlib.suppress(Abandoned), self.apps[writer].atomic(RECORDS[home.table], home.key) as group:
             for write in listed:
                 again = write.op is Op.INSERT and (write.table, write.key) in touched
@@ -471,8 +475,30 @@ class Crashes(RuleBasedStateMachine):
         """Kill Redis and start it on its data: connections end, an epoch begins."""
         self.server.kill()
         self.server.start()
+        self.marks.clear()
         for app in self.apps:
             app.links.drop_idle()  # a read over a connection that has ended says so and is not repeated
+
+    @precondition(lambda self: self.marks)
+    @rule(back=st.integers(1, 4))
+    def roll_back_redis(self, back: int) -> None:
+        """Kill Redis and start it on an older state; the writer of all that is lost still runs."""
+        writer = self.marks[-1][1]
+        since = [size for size, who in self.marks[-back:] if who == writer]
+        if len(since) < min(back, len(self.marks)):
+            return
+        self.server.kill()
+        with appended(self.server).open("r+b") as file:
+            file.truncate(since[0])
+        self.server.start()
+        self.marks.clear()
+        for app in self.apps:
+            app.links.drop_idle()
+        self.apps[writer]._rewriter.look()
+
+    def _mark(self, writer: int) -> None:
+        """Note how much Redis has in its file before a write, and whose it is."""
+        self.marks.append((appended(self.server).stat().st_size, writer))
 
     def _living(self) -> Mortal:
         if self.flusher is None:
@@ -527,6 +553,12 @@ class Crashes(RuleBasedStateMachine):
 
 class Abandoned(Exception):
     """The block of an atomic group fails."""
+
+
+def appended(server: "OwnRedis") -> Path:
+    """Return the file that a server appends its writes to."""
+    (newest,) = server.directory.glob("data/appendonlydir/*.incr.aof")
+    return newest
 
 
 def without_fsync(engine: sa.Engine) -> sa.Engine:

@@ -1,10 +1,24 @@
 """The takeover protocol decides without any server."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from writebehind.engine.adapters.log import LogState
 from writebehind.engine.core.positions import ORIGIN, EntryID
-from writebehind.recovery.takeover import Claim, Confirmed, Effect, Inspect, MakeGroup, Reply, Start, takeover
+from writebehind.recovery.takeover import (
+    Claim,
+    Confirmed,
+    Distrust,
+    Effect,
+    Expunge,
+    Inspect,
+    MakeGroup,
+    OpenEpoch,
+    Reply,
+    Start,
+    Trust,
+    takeover,
+)
 
 
 def at(text: str) -> EntryID:
@@ -19,6 +33,7 @@ def play(
     earlier: Mapping[int, EntryID] | None = None,
     *,
     full: bool = False,
+    opened: LogState | None = None,
 ) -> tuple[list[Effect], Start]:
     """Answer the protocol's effects; return them and where to start."""
     protocol = takeover(offset, earlier or {})
@@ -29,8 +44,11 @@ def play(
             reply = state
         elif isinstance(effects[-1], Claim):
             reply = (list(pending[0]), list(pending[1]))
-        elif isinstance(effects[-1], MakeGroup):
+        elif isinstance(effects[-1], MakeGroup | OpenEpoch):
             reply = not full
+            state = opened or state
+        elif isinstance(effects[-1], Distrust):
+            reply = 7
         try:
             effects.append(protocol.send(reply))
         except StopIteration as stop:
@@ -91,3 +109,44 @@ def test_another_history_is_read_from_where_it_parted() -> None:
     """An offset that this log never had gives way to the last common one."""
     start = play(at("9-7"), state("5-9", "5-4"), ([], []), {9: at("5-6")})[1]
     assert start.position == at("5-6")
+
+
+def test_a_new_primary_is_compared_before_it_is_served() -> None:
+    """An epoch is opened; what SQL has newer is removed before the rest is believed, and only then is it served."""
+    before = replace(state("5-6", "5-6"), moved=True)
+    after = replace(before, moved=False, floor=9, lineage={5: None, 9: at("5-6")})
+    effects, start = play(at("5-8"), before, ([], []), opened=after)
+    assert effects == [
+        Inspect(),
+        OpenEpoch(),
+        Inspect(),
+        Distrust(9, at("5-8")),
+        Trust(9),
+        Claim(),
+        Confirmed([], at("5-8")),
+    ]
+    assert (start.ahead, start.distrusted, start.judged) == (9, 7, True)
+
+
+def test_a_history_that_sql_is_not_ahead_of_is_believed() -> None:
+    """A restart that lost nothing costs nothing."""
+    known = replace(state("5-8", "5-8"), floor=9, lineage={5: None, 9: at("5-8")})
+    effects, start = play(at("5-8"), known, ([], []))
+    assert effects == [Inspect(), Trust(9), Claim(), Confirmed([], at("5-8"))]
+    assert start.ahead is None
+
+
+def test_ghosts_go_before_anything_is_believed() -> None:
+    """Entries that came back go, and what they left in records, before the records are believed."""
+    known = replace(state("9-1", "9-1"), floor=9, lineage={5: None, 9: at("5-8")}, ghosts=[b"5-9"])
+    effects, start = play(at("5-8"), known, ([], []))
+    assert effects.index(Expunge([b"5-9"], at("5-8"))) < effects.index(Trust(9))
+    assert start.ghosts == 1
+
+
+def test_a_full_redis_is_served_without_a_verdict() -> None:
+    """Where no epoch can be opened the flusher drains nevertheless, and nothing is believed yet."""
+    moved = replace(state("5-9", "5-7"), moved=True)
+    effects, start = play(at("5-3"), moved, ([], []), full=True)
+    assert effects == [Inspect(), OpenEpoch(), Inspect(), Claim(), Confirmed([], at("5-3"))]
+    assert (start.judged, start.replay_until) == (False, at("5-7"))

@@ -1,6 +1,7 @@
-"""A TCP proxy inside the test's process, which can do to a connection what a network does.
+"""A TCP proxy inside the drill's process, which can do to a connection what a network does.
 
-Faults are injected into requests: the next chunk from a client that contains the given bytes suffers them, once.
+Mishaps are injected into requests: the next chunk from a client that contains the given bytes suffers one, once.
+Beside that the whole line can be slow, cut, or half open: connected, with nothing arriving any more.
 """
 
 import contextlib
@@ -14,11 +15,13 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+__all__ = ["Mishap", "Proxy"]
+
 CHUNK_BYTES = 1 << 20
 DEADLINE_SECONDS = 10.0
 
 
-class Fault(enum.Enum):
+class Mishap(enum.Enum):
     """What happens to a request."""
 
     CUT_BEFORE = "the connection breaks before the request reaches the server"
@@ -30,48 +33,56 @@ class Fault(enum.Enum):
 
 @dataclasses.dataclass
 class _Injection:
-    """A fault to come."""
+    """A mishap to come."""
 
-    fault: Fault
+    mishap: Mishap
     match: bytes
     skip: int
 
 
 class Proxy:
-    """Forwards connections to a server on this machine.
+    """Forwards connections to a server.
 
     Args:
         port: the server's port.
+        host: the server's address.
     """
 
-    def __init__(self, port: int) -> None:
-        self._target = ("127.0.0.1", port)
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        self._target = (host, port)
         self._lock = threading.Lock()
         self._injected: deque[_Injection] = deque()
         self._delayed: list[_Session] = []
-        self._suffered: list[Fault] = []
+        self._suffered: list[Mishap] = []
         self._sessions: list[_Session] = []
         self._threads: list[threading.Thread] = []
         self._listener: socket.socket | None = None
+        self.latency_seconds = 0.0
+        """How long every chunk is held back, in both directions; may be changed at any time."""
         self.port = 0
         self.accept()
 
-    def inject(self, fault: Fault, match: bytes, *, skip: int = 0) -> None:
-        """Have a request that contains ``match`` suffer a fault, after ``skip`` of them that pass; faults queue up."""
+    def inject(self, mishap: Mishap, match: bytes, *, skip: int = 0) -> None:
+        """Have a request that contains ``match`` suffer a mishap, after ``skip`` of them that pass; they queue up."""
         with self._lock:
-            self._injected.append(_Injection(fault, match, skip))
+            self._injected.append(_Injection(mishap, match, skip))
 
-    def suffered(self, fault: Fault) -> int:
-        """Count how often a fault has happened."""
+    def withdraw(self) -> None:
+        """Forget the mishaps that have not happened."""
         with self._lock:
-            return self._suffered.count(fault)
+            self._injected.clear()
 
-    def wait_for(self, fault: Fault, times: int = 1) -> None:
-        """Wait until a fault has happened so often."""
+    def suffered(self, mishap: Mishap) -> int:
+        """Count how often a mishap has happened."""
+        with self._lock:
+            return self._suffered.count(mishap)
+
+    def wait_for(self, mishap: Mishap, times: int = 1) -> None:
+        """Wait until a mishap has happened so often."""
         deadline = time.monotonic() + DEADLINE_SECONDS
-        while self.suffered(fault) < times:
+        while self.suffered(mishap) < times:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{fault} has not happened {times} times")
+                raise TimeoutError(f"{mishap} has not happened {times} times")
             time.sleep(0.002)
 
     def release(self) -> list[bytes]:
@@ -79,6 +90,19 @@ class Proxy:
         with self._lock:
             delayed, self._delayed = self._delayed, []
         return [session.deliver() for session in delayed]
+
+    def half_open(self) -> int:
+        """Let nothing more through on the connections that are open now, and say so to nobody; count them."""
+        sessions = self._open_sessions()
+        for session in sessions:
+            session.half_open = True
+        return len(sessions)
+
+    def break_half_open(self) -> None:
+        """Break the half-open connections, as a keepalive or a firewall does in the end."""
+        for session in self._open_sessions():
+            if session.half_open:
+                session.close()
 
     def refuse(self) -> None:
         """Refuse new connections and break the open ones, except those of delayed requests."""
@@ -99,10 +123,10 @@ class Proxy:
             self.port = self._listener.getsockname()[1]
             self._start(self._serve, self._listener)
 
-    def retarget(self, port: int) -> None:
+    def retarget(self, port: int, host: str = "127.0.0.1") -> None:
         """Lead to another server, as an address does after a failover; open connections break."""
         self.refuse()
-        self._target = ("127.0.0.1", port)
+        self._target = (host, port)
         self.accept()
 
     def close(self) -> None:
@@ -121,11 +145,16 @@ class Proxy:
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
         self.close()
 
+    def _open_sessions(self) -> "list[_Session]":
+        with self._lock:
+            return [session for session in self._sessions if not session.ended]
+
     def _start(self, work: Callable[..., None], *arguments: object) -> None:
         thread = threading.Thread(target=work, args=arguments, daemon=True, name="proxy")
-        with self._lock:
-            self._threads.append(thread)
         thread.start()
+        with self._lock:
+            self._threads = [known for known in self._threads if known.is_alive()]
+            self._threads.append(thread)
 
     def _serve(self, listener: socket.socket) -> None:
         while True:
@@ -143,23 +172,28 @@ class Proxy:
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             session = _Session(self, client, server)
             with self._lock:
+                self._sessions = [known for known in self._sessions if not known.ended or known in self._delayed]
                 self._sessions.append(session)
+            if self._listener is not listener:
+                session.close()  # refused while it was being made
             self._start(session.pump_requests)
             self._start(session.pump_replies)
 
-    def fault_for(self, session: "_Session", request: bytes) -> Fault | None:
-        """Tell which fault a request suffers."""
+    def mishap_for(self, session: "_Session", request: bytes) -> Mishap | None:
+        """Tell which mishap a request suffers."""
+        if not self._injected:
+            return None
         with self._lock:
             if not self._injected or self._injected[0].match not in request:
                 return None
             if self._injected[0].skip:
                 self._injected[0].skip -= 1
                 return None
-            fault = self._injected.popleft().fault
-            self._suffered.append(fault)
-            if fault is Fault.DELAY:
+            mishap = self._injected.popleft().mishap
+            self._suffered.append(mishap)
+            if mishap is Mishap.DELAY:
                 self._delayed.append(session)
-            return fault
+            return mishap
 
 
 class _Session:
@@ -169,24 +203,27 @@ class _Session:
         self._proxy = proxy
         self._client = client
         self._server = server
-        self._reply_fault: Fault | None = None
+        self._reply_mishap: Mishap | None = None
         self._delayed = b""
         self._replied = threading.Condition()
         self._reply = b""
-        self._ended = False
+        self.ended = False
+        self.half_open = False
 
     def pump_requests(self) -> None:
         """Forward what the client sends."""
         with contextlib.suppress(OSError):
             while request := self._client.recv(CHUNK_BYTES):
-                match self._proxy.fault_for(self, request):
-                    case Fault.CUT_BEFORE:
+                if self._held_back():
+                    continue
+                match self._proxy.mishap_for(self, request):
+                    case Mishap.CUT_BEFORE:
                         break
-                    case Fault.DELAY:
+                    case Mishap.DELAY:
                         self._delayed = request
                         return
-                    case fault:
-                        self._reply_fault = fault or self._reply_fault
+                    case mishap:
+                        self._reply_mishap = mishap or self._reply_mishap
                 self._server.sendall(request)
         self.close()
 
@@ -194,14 +231,16 @@ class _Session:
         """Forward what the server answers."""
         with contextlib.suppress(OSError):
             while reply := self._server.recv(CHUNK_BYTES):
+                if self._held_back():
+                    continue
                 with self._replied:
                     self._reply += reply if self._delayed else b""
                     self._replied.notify_all()
-                if self._reply_fault is Fault.CUT_INSIDE:
+                if self._reply_mishap is Mishap.CUT_INSIDE:
                     self._client.sendall(reply[: max(1, len(reply) // 2)])
-                if self._reply_fault in {Fault.CUT_INSIDE, Fault.CUT_AFTER}:
+                if self._reply_mishap in {Mishap.CUT_INSIDE, Mishap.CUT_AFTER}:
                     break
-                if self._reply_fault is not Fault.STALL and not self._delayed:
+                if self._reply_mishap is not Mishap.STALL and not self._delayed:
                     self._client.sendall(reply)
         self.close()
 
@@ -214,16 +253,22 @@ class _Session:
             self._reply = b""  # requests before it on this connection may have been answered since
         self._server.sendall(self._delayed)
         with self._replied:
-            self._replied.wait_for(lambda: self._reply or self._ended, DEADLINE_SECONDS)
+            self._replied.wait_for(lambda: self._reply or self.ended, DEADLINE_SECONDS)
         self.close()
         return self._reply
 
     def close(self) -> None:
         """Break both halves."""
         with self._replied:
-            self._ended = True
+            self.ended = True
             self._replied.notify_all()
         for end in (self._client, self._server):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
+
+    def _held_back(self) -> bool:
+        """Wait as long as the line is slow; tell whether the chunk is to vanish."""
+        if self._proxy.latency_seconds:
+            time.sleep(self._proxy.latency_seconds)
+        return self.half_open

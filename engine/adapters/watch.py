@@ -1,0 +1,48 @@
+"""Looking for a new history of Redis also while the application writes nothing."""
+
+import weakref
+from collections.abc import Callable
+from threading import Event, Thread, current_thread
+
+import redis
+
+from writebehind.engine.adapters.rewriter import Rewriter
+from writebehind.engine.errors import RedisUnavailable
+
+__all__ = ["Watch"]
+
+WATCH_SECONDS = 1.0
+
+
+class Watch:
+    """A thread that looks for a new history also while the application writes nothing. It keeps no engine alive.
+
+    Args:
+        rewriter: what to let look.
+    """
+
+    def __init__(self, rewriter: Rewriter) -> None:
+        self._stopping = Event()
+        looking = weakref.WeakMethod(rewriter.look)
+        self._thread = Thread(target=_watch, args=(looking, self._stopping), daemon=True, name="writebehind-watch")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, after what it is doing. Repeat: harmless."""
+        self._stopping.set()
+        if self._thread is not current_thread():
+            self._thread.join()
+
+
+def _watch(looking: "weakref.WeakMethod[Callable[[], None]]", stopping: Event) -> None:
+    while not stopping.wait(WATCH_SECONDS):
+        look = looking()
+        if look is None:
+            return
+        try:
+            look()
+        except (RedisUnavailable, redis.ResponseError):
+            # The next write says so; until Redis is back there is nothing to write again to.
+            continue
+        finally:
+            del look

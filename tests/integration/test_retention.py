@@ -1,0 +1,320 @@
+"""The engine writes again what Redis has lost: the window is zero while the service lives, and nothing is doubled."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import redis
+import sqlalchemy as sa
+
+import servers
+from writebehind.engine import DataLoss, DataLossDetected, Durability, EngineSettings, WriteBehind
+from writebehind.engine.adapters.control_tables import rewritten
+from writebehind.engine.embedded import EmbeddedRedis
+from writebehind.flushers import FlusherSettings, drain, initialise
+
+if TYPE_CHECKING:
+    from conftest import OwnRedisFactory
+
+DEADLINE_SECONDS = 15.0
+SETTINGS = FlusherSettings(linger_seconds=0, lease_ttl_seconds=1)
+
+metadata = sa.MetaData()
+accounts = sa.Table(
+    "accounts",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("owner", sa.String(20)),
+    sa.Column("balance", sa.Integer, nullable=False, default=0),
+)
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("kind", sa.String(20), nullable=False),
+)
+
+
+class World:
+    """A Redis that can lose its tail, and engines of one partition."""
+
+    def __init__(self, server: EmbeddedRedis, database: str, namespace: str) -> None:
+        self.server = server
+        self.database = database
+        self.namespace = namespace
+        self.losses: list[DataLoss] = []
+        self.app = self.engine()
+        initialise(self.app, create_tables=True)
+
+    def engine(self, **settings: Any) -> WriteBehind:
+        """Make an engine that keeps what it accepts."""
+        return WriteBehind(
+            redis=self.server.url,
+            database=self.database,
+            tables=[accounts, events],
+            namespace=self.namespace,
+            partitions=1,
+            settings=EngineSettings(redis_timeout_seconds=2, write_timeout_seconds=5, **settings),
+            on_data_loss=self.losses.append,
+        )
+
+    @property
+    def size(self) -> int:
+        """How long the server's file is: what to cut it to."""
+        return self._file().stat().st_size
+
+    def _file(self) -> Path:
+        (newest,) = self.server.directory.glob("data/appendonlydir/*.incr.aof")
+        return newest
+
+    def crash(self, size: int) -> None:
+        """Kill the server, cut its file to a size, and start it again."""
+        self.server.kill()
+        with self._file().open("r+b") as file:
+            file.truncate(size)
+        self.server.start()
+
+    def drain(self) -> None:
+        """Flush everything; status says what was lost, no more and no less."""
+        last = drain(self.app, DEADLINE_SECONDS, SETTINGS)
+        assert (last.backlog, last.halted) == (0, [])
+        assert last.lost_entries == sum(loss.lost for loss in self.losses)
+        assert sum(loss.rewritten for loss in last.losses) == sum(loss.rewritten for loss in self.losses)
+
+    def rows(self) -> dict[int, tuple[str | None, int]]:
+        """What SQL has of the accounts."""
+        with self.app.database.connect() as connection:
+            return {row.id: (row.owner, row.balance) for row in connection.execute(sa.select(accounts))}
+
+    def kinds(self) -> list[str]:
+        """What SQL has of the events."""
+        with self.app.database.connect() as connection:
+            return sorted(connection.execute(sa.select(events.c.kind)).scalars())
+
+
+@pytest.fixture
+def world(own_redis: "OwnRedisFactory", sqlite_url: str, namespace: str) -> Iterator[World]:
+    """A world whose Redis has each write in its file at once."""
+    server = own_redis({"appendfsync": "no"}, binary=servers.newest_redis_binary())
+    assert isinstance(server, EmbeddedRedis)
+    made = World(server, sqlite_url, namespace)
+    yield made
+    made.app.close()
+
+
+def spend(app: WriteBehind) -> None:
+    """Write something of every kind."""
+    app.put(accounts, {"id": 1, "owner": "Ada", "balance": 100})
+    app.increment(accounts, 1, {"balance": 5})
+    app.patch(accounts, 1, {"owner": "Grace"})
+    app.put(accounts, {"id": 2, "owner": "Bob", "balance": 7})
+    app.delete(accounts, 2)
+    app.insert(events, {"kind": "a"})
+    with app.batch() as batch:
+        batch.increment(accounts, 1, {"balance": 1})
+        batch.insert(events, {"kind": "b"})
+    with app.atomic(accounts, 1) as group:
+        group.increment(accounts, 1, {"balance": 1})
+        group.insert(events, {"kind": "c"})
+    app.insert(accounts, {"id": 3, "owner": "Cy", "balance": 1})
+
+
+SPENT = {1: ("Grace", 107), 3: ("Cy", 1)}
+
+
+@pytest.mark.parametrize("applied", [0, 1, 5, 10])
+@pytest.mark.parametrize("found_by", ["write", "watch", "receipt", "batch"])
+def test_a_lost_tail_is_written_again(world: World, applied: int, found_by: str) -> None:
+    """Of what Redis lost SQL has nothing, some, or all: each write takes effect once, whoever notices first."""
+    world.app.put(accounts, {"id": 9, "owner": "first", "balance": 0})
+    world.drain()
+    size = world.size
+    spend(world.app)
+    if applied:
+        # So many entries are in SQL, and Redis is rolled back to before all of them.
+        drain_some(world, applied)
+    receipt = world.app.increment(accounts, 9, {"balance": 1})
+    world.crash(size)
+    if found_by == "write":
+        world.app.increment(accounts, 9, {"balance": 10})
+    elif found_by == "batch":
+        with world.app.batch() as batch:
+            batch.increment(accounts, 9, {"balance": 10})
+    elif found_by == "watch":
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not world.losses and time.monotonic() < deadline:
+            time.sleep(0.01)
+    else:
+        world.app.links.drop_idle()
+        with pytest.raises(Exception, match="accepted, but not PERSISTED"):
+            receipt.wait(Durability.PERSISTED, 4)
+    (loss,) = world.losses
+    assert (loss.entries, loss.rewritten, loss.lost, loss.keys) == (11, 11, 0, [])
+    world.drain()
+    assert world.rows() == SPENT | {9: ("first", 11 if found_by in {"write", "batch"} else 1)}
+    assert world.kinds() == ["a", "b", "c"]
+    assert world.app.get_many(accounts, [1, 2, 3]) == {
+        1: {"id": 1, "owner": "Grace", "balance": 107},
+        2: None,
+        3: {"id": 3, "owner": "Cy", "balance": 1},
+    }
+    receipt.wait(Durability.PERSISTED, DEADLINE_SECONDS)
+    assert receipt.durability is Durability.PERSISTED
+
+
+def drain_some(world: World, entries: int) -> None:
+    """Flush so many entries and leave the rest."""
+    from writebehind.flushers import Flusher  # noqa: PLC0415
+
+    flusher = Flusher(world.app, FlusherSettings(linger_seconds=0, lease_ttl_seconds=1, batch_entries_max=entries))
+    flusher.run(until=lambda: flusher.tally.entries >= entries)
+
+
+def test_lost_twice(world: World) -> None:
+    """What was written again and lost again is written again again, once in effect."""
+    world.app.put(accounts, {"id": 1, "owner": "Ada", "balance": 0})
+    world.drain()
+    size = world.size
+    world.app.increment(accounts, 1, {"balance": 1})
+    world.crash(size)
+    world.app.increment(accounts, 1, {"balance": 10})
+    world.crash(size)
+    world.app.increment(accounts, 1, {"balance": 100})
+    assert [(loss.entries, loss.rewritten) for loss in world.losses] == [(1, 1), (2, 2)]
+    world.drain()
+    assert world.rows() == {1: ("Ada", 111)}
+
+
+def test_written_again_flushed_and_lost_again(world: World) -> None:
+    """An entry that SQL applied where it was written again is not applied a second time from a third place."""
+    world.app.put(accounts, {"id": 1, "owner": "Ada", "balance": 0})
+    world.drain()
+    size = world.size
+    world.app.increment(accounts, 1, {"balance": 1})
+    world.crash(size)
+    world.app.increment(accounts, 1, {"balance": 10})
+    world.drain()
+    with world.app.database.connect() as connection:
+        assert connection.execute(sa.select(sa.func.count()).select_from(rewritten)).scalar_one() == 1
+    world.crash(size)
+    world.app.increment(accounts, 1, {"balance": 100})
+    world.drain()
+    assert world.rows() == {1: ("Ada", 111)}
+    assert world.app.get(accounts, 1) == {"id": 1, "owner": "Ada", "balance": 111}
+
+
+@pytest.mark.parametrize(
+    ("lost", "since", "expected", "superseded"),
+    [
+        ("put", "put", ("new", 2), 1),
+        ("put", "increment", ("old", 12), 1),
+        ("put", "delete", None, 1),
+        ("increment", "increment", ("old", 13), 0),
+        ("increment", "put", ("new", 2), 1),
+        ("increment", "patch", ("new", 11), 0),
+        ("patch", "increment", ("lost", 12), 0),
+        ("patch", "patch", ("new", 10), 1),
+        ("delete", "put", ("new", 2), 1),
+    ],
+)
+def test_what_others_have_written_since_stays(
+    world: World, lost: str, since: str, expected: tuple[str, int] | None, superseded: int
+) -> None:
+    """A lost write does not overtake a later one of another process; what gives the same in any order is kept."""
+    world.app.put(accounts, {"id": 1, "owner": "old", "balance": 10})
+    world.drain()
+    size = world.size
+    with contextlib.closing(world.engine()) as other:
+        writes = {
+            "put": lambda app, owner, balance: app.put(accounts, {"id": 1, "owner": owner, "balance": balance}),
+            "increment": lambda app, _, balance: app.increment(accounts, 1, {"balance": balance}),
+            "patch": lambda app, owner, _: app.patch(accounts, 1, {"owner": owner}),
+            "delete": lambda app, *_: app.delete(accounts, 1),
+        }
+        # The one that loses does nothing meanwhile, and its thread does not look.
+        world.app.start()
+        watch = world.app._watch
+        assert watch is not None
+        watch.stop()
+        writes[lost](world.app, "lost", 1)
+        world.crash(size)
+        writes[since](other, "new", 2)
+        world.app.insert(events, {"kind": "wakes it"})
+        (loss,) = world.losses
+        assert (loss.entries, loss.rewritten, loss.superseded) == (1, 1 - superseded, superseded)
+        assert list(loss.keys) == ([("accounts", "1")] if superseded else [])
+        world.drain()
+        if (lost, since) == ("put", "increment"):
+            expected = ("old", 12)
+        assert world.rows() == ({} if expected is None else {1: expected})
+        got = other.get(accounts, 1)
+        assert (None if got is None else (got["owner"], got["balance"])) == expected
+
+
+def test_the_order_among_writers_is_kept(world: World) -> None:
+    """What two processes wrote one after the other is written again so, if the first one is first again."""
+    world.app.put(accounts, {"id": 1, "owner": "old", "balance": 10})
+    world.drain()
+    size = world.size
+    with contextlib.closing(world.engine(retained_seconds=60)) as other:
+        other.start()
+        for app in (world.app, other):
+            watch = app._watch
+            assert watch is not None
+            watch.stop()
+        world.app.put(accounts, {"id": 1, "owner": "new", "balance": 100})
+        other.increment(accounts, 1, {"balance": 5})
+        world.crash(size)
+        world.app.insert(events, {"kind": "first"})
+        other.insert(events, {"kind": "second"})
+        assert [(loss.entries, loss.rewritten) for loss in world.losses] == [(1, 1), (1, 1)]
+        world.drain()
+        assert world.rows() == {1: ("new", 105)}
+
+
+def test_what_is_not_kept_is_counted(world: World) -> None:
+    """Beyond its bounds the engine cannot write again, and says how many entries that costs."""
+    world.app.close()
+    with contextlib.closing(world.engine(retained_bytes_max=0)) as app:
+        app.put(accounts, {"id": 1, "owner": "Ada", "balance": 0})
+        drain(app, DEADLINE_SECONDS, SETTINGS)
+        size = world.size
+        receipt = app.increment(accounts, 1, {"balance": 1})
+        app.increment(accounts, 1, {"balance": 1})
+        world.crash(size)
+        app.increment(accounts, 1, {"balance": 10})
+        (loss,) = world.losses
+        assert (loss.entries, loss.rewritten, loss.unretained, loss.lost) == (0, 0, 2, 2)
+        assert loss.first_id == str(receipt.entry_id)
+        drain(app, DEADLINE_SECONDS, SETTINGS)
+        with pytest.raises(DataLossDetected):
+            receipt.wait(Durability.PERSISTED, DEADLINE_SECONDS)
+        assert world.rows() == {1: ("Ada", 10)}
+
+
+def test_nothing_is_lost_where_redis_has_everything(world: World) -> None:
+    """A restart without loss opens an epoch and writes nothing again."""
+    spend(world.app)
+    world.crash(world.size)
+    world.app.increment(accounts, 1, {"balance": 1})
+    assert world.losses == []
+    world.drain()
+    assert world.rows() == {1: ("Grace", 108), 3: ("Cy", 1)}
+
+
+@pytest.mark.parametrize("drained", [False, True])
+def test_an_emptied_redis_is_filled_again(world: World, *, drained: bool) -> None:
+    """FLUSHALL under a living service: what it keeps is written again, and what SQL has stays applied once."""
+    spend(world.app)
+    if drained:
+        world.drain()
+        world.app.increment(accounts, 1, {"balance": 1})
+    with redis.Redis.from_url(world.server.url) as client:
+        client.flushall()
+    world.app.increment(accounts, 1, {"balance": 10})
+    drain(world.app, DEADLINE_SECONDS, SETTINGS)
+    assert world.rows() == {1: ("Grace", 118 if drained else 117), 3: ("Cy", 1)}
+    assert world.kinds() == ["a", "b", "c"]
