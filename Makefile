@@ -1,13 +1,14 @@
 # Everything runs in .venv, without root and without containers. `make PYTHON=python3.13 setup` picks another Python.
 PYTHON ?= python3
 ARGS ?=
+FAULTS ?= 200
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 ROOMS := engine flushers recovery drills bench examples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types imports bench mutants build clean
+.PHONY: help setup demo test lint types imports bench campaign mutants build clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +43,9 @@ imports: setup ## Check the layers
 
 bench: setup ## Measure (ARGS=...)
 	$(BIN)/writebehind bench $(ARGS)
+
+campaign: setup ## Inject random faults on all servers found here (FAULTS=200, ARGS="--seconds 600 --seed 1")
+	$(BIN)/writebehind drill campaign --faults $(FAULTS) $(ARGS)
 
 mutants: setup ## Plant faults in the code and see that the tests notice
 	$(BIN)/python tests/mutants/run.py

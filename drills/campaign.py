@@ -56,8 +56,8 @@ FAULTS: Sequence[Fault] = (
 )
 """What may happen."""
 
-ROUND_FAULTS = 12
-FAULT_SECONDS = 3.0
+ROUND_FAULTS = 20
+FAULT_SECONDS = 2.5
 """About as long as one takes, its share of the round's beginning and end included."""
 LOAD_SECONDS = 0.3
 RATE = 800.0

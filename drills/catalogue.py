@@ -102,7 +102,7 @@ def _drills() -> list[Drill]:
         Drill(
             name="redis-and-service-power-loss-everysec",
             faults=[redis.POWER_LOSS_WITH_SERVICE],
-            promise="at most the last 2 s before the fault are lost; nothing is doubled",
+            promise="no more is lost than is predicted for these settings; nothing is doubled",
             sql=sqlite,
         ),
         Drill(name="failover", faults=[replicas.FAILOVER], promise=RETAINED, sql=postgresql),

@@ -81,7 +81,10 @@ class Cursor:
         self.milestones.clear()
 
     def has(self, entry_id: EntryID) -> bool:
-        """Tell whether SQL has an entry of an earlier epoch, once everything read is committed."""
+        """Tell whether SQL has an entry that Redis has lost, once everything read is committed.
+
+        Not for entries of this log: its epochs count as ended as far as they were read, before that is merged.
+        """
         if entry_id in self.rewritten or entry_id in self.rewriting:
             return True
         if entry_id.epoch == self.expected.epoch:

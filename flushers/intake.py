@@ -276,12 +276,12 @@ class Intake:
                 payload = fields[3]
                 size += len(payload)
                 again = len(fields) > ENTRY_FIELDS
-                if (again or cursor.rewritten) and cursor.has(_origin(entry_id, fields)):
+                if (again or cursor.rewritten) and _is_elsewhere(cursor, entry_id, fields):
                     continue
                 if not merge(decode(payload), entry_id):
                     return number
                 if again:
-                    originals.append(_origin(entry_id, fields))
+                    originals.append(_origin(fields))
                     cursor.rewriting.add(originals[-1])
         except WriteBehindError as error:
             failure = error
@@ -322,8 +322,15 @@ def _joined(segments: list[Segment]) -> list[Segment]:
     return list(joined.values())
 
 
-def _origin(entry_id: bytes, fields: Sequence[bytes]) -> EntryID:
-    return EntryID.parse(fields[5] if len(fields) > ENTRY_FIELDS else entry_id)
+def _is_elsewhere(cursor: Cursor, entry_id: bytes, fields: Sequence[bytes]) -> bool:
+    """Tell whether SQL has an entry's effect by another entry."""
+    if len(fields) > ENTRY_FIELDS:
+        return cursor.has(_origin(fields))
+    return EntryID.parse(entry_id) in cursor.rewritten
+
+
+def _origin(fields: Sequence[bytes]) -> EntryID:
+    return EntryID.parse(fields[5])
 
 
 def _made_ms(entry: RawEntry) -> int:

@@ -8,6 +8,7 @@ import redis as redis_client
 
 from writebehind.drills import journal
 from writebehind.drills.fault import Fault, Need
+from writebehind.drills.forecast import power_loss_seconds
 from writebehind.drills.journal import Acknowledged
 from writebehind.drills.redis_servers import OwnRedis
 from writebehind.drills.stage import Stage
@@ -19,8 +20,6 @@ __all__ = ["DISK_FULL", "EMPTIED", "FULL", "KILLED", "POWER_LOSS", "POWER_LOSS_W
 DOWN_SECONDS = (0.1, 0.6)
 UNSYNCED_SECONDS = {"everysec": 1.0, "no": 2.0}
 """What a power loss takes: everysec, what was written since the last fsync; no, what the kernel has not written yet."""
-LOSS_SECONDS_MAX = {"everysec": 2.0}
-"""What the promise allows to be lost where neither Redis nor the service survives."""
 SPARE_BYTES = 96 * 1024
 FULL_SECONDS_MAX = 15.0
 FULL_SECONDS = 0.5
@@ -52,7 +51,7 @@ def power_loss_with_service(stage: Stage) -> None:
     """The same, and the service that could write it all again is gone too."""
     redis = stage.own_redis()
     sizes = _Sizes(redis, stage.plan.appendfsync)
-    stage.incidents[-1].loss_seconds_max = LOSS_SECONDS_MAX.get(stage.plan.appendfsync, 0.0)
+    stage.incidents[-1].loss_seconds_max = power_loss_seconds(stage.app, stage.plan.level)
     stage.hit("power loss of Redis and service")
     redis.server.kill()
     stage.kill_service()

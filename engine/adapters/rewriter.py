@@ -7,8 +7,9 @@ import logging
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from threading import Lock
+from threading import Event, Lock
 
 import redis
 
@@ -48,6 +49,7 @@ class Rewriter:
 
     Attributes:
         identities: by partition, the primary on which this engine knows its history to be whole.
+        wake: set when there is something for ``tell``.
         moved: for an entry that was written again, its partition and ID with where it stands now.
     """
 
@@ -74,6 +76,8 @@ class Rewriter:
         self._lock = Lock()
         self._reconciling = Lock()
         self._lineages: dict[int, Lineage] = {}
+        self._untold: deque[DataLoss] = deque()
+        self.wake = Event()
         self._vanished: dict[tuple[int, int], EntryID | None] = {}
         self.identities: dict[int, bytes] = {}
         self.moved: dict[tuple[int, EntryID], tuple[EntryID, bytes]] = {}
@@ -223,8 +227,15 @@ class Rewriter:
             "DATA LOSS: " if loss.lost else "", loss.partition, loss.first_id, loss.last_id, loss.entries,
             loss.rewritten, loss.superseded, loss.unretained,
         )  # fmt: skip
-        self._rows.note_loss(self._keys.namespace, loss, f"writer {socket.gethostname()[:80]}:{os.getpid()}")
+        self._untold.append(loss)
+        self.wake.set()
         self._on_loss(loss)
+
+    def tell(self) -> None:
+        """Record in SQL what was lost; not on the way of a write, because the database may be slow to answer."""
+        while self._untold:
+            loss = self._untold.popleft()
+            self._rows.note_loss(self._keys.namespace, loss, f"writer {socket.gethostname()[:80]}:{os.getpid()}")
 
     def whereabouts(self, partition: int, entry_id: EntryID) -> tuple[EntryID, bytes] | None:
         """Return where an entry stands now and on which primary, if it was written again."""

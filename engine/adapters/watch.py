@@ -1,7 +1,6 @@
 """Looking for a new history of Redis also while the application writes nothing."""
 
 import weakref
-from collections.abc import Callable
 from threading import Event, Thread, current_thread
 
 import redis
@@ -23,26 +22,33 @@ class Watch:
 
     def __init__(self, rewriter: Rewriter) -> None:
         self._stopping = Event()
-        looking = weakref.WeakMethod(rewriter.look)
-        self._thread = Thread(target=_watch, args=(looking, self._stopping), daemon=True, name="writebehind-watch")
+        self._wake = rewriter.wake
+        arguments = (weakref.ref(rewriter), self._wake, self._stopping)
+        self._thread = Thread(target=_watch, args=arguments, daemon=True, name="writebehind-watch")
         self._thread.start()
 
     def stop(self) -> None:
         """End the thread, after what it is doing. Repeat: harmless."""
         self._stopping.set()
+        self._wake.set()
         if self._thread is not current_thread():
             self._thread.join()
 
 
-def _watch(looking: "weakref.WeakMethod[Callable[[], None]]", stopping: Event) -> None:
-    while not stopping.wait(WATCH_SECONDS):
-        look = looking()
-        if look is None:
+def _watch(known: "weakref.ref[Rewriter]", wake: Event, stopping: Event) -> None:
+    while True:
+        wake.wait(WATCH_SECONDS)
+        wake.clear()
+        rewriter = known()
+        if rewriter is None:
+            return
+        rewriter.tell()
+        if stopping.is_set():
             return
         try:
-            look()
+            rewriter.look()
         except (RedisUnavailable, redis.ResponseError):
             # The next write says so; until Redis is back there is nothing to write again to.
             continue
         finally:
-            del look
+            del rewriter

@@ -14,7 +14,7 @@ import servers
 from writebehind.engine import DataLoss, DataLossDetected, Durability, EngineSettings, WriteBehind
 from writebehind.engine.adapters.control_tables import rewritten
 from writebehind.engine.embedded import EmbeddedRedis
-from writebehind.flushers import FlusherSettings, drain, initialise
+from writebehind.flushers import FlusherSettings, drain, initialise, status
 
 if TYPE_CHECKING:
     from conftest import OwnRedisFactory
@@ -79,7 +79,11 @@ class World:
 
     def drain(self) -> None:
         """Flush everything; status says what was lost, no more and no less."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
         last = drain(self.app, DEADLINE_SECONDS, SETTINGS)
+        while len(last.losses) < len(self.losses) and time.monotonic() < deadline:
+            time.sleep(0.01)
+            last = status(self.app)
         assert (last.backlog, last.halted) == (0, [])
         assert last.lost_entries == sum(loss.lost for loss in self.losses)
         assert sum(loss.rewritten for loss in last.losses) == sum(loss.rewritten for loss in self.losses)
@@ -206,6 +210,23 @@ def test_written_again_flushed_and_lost_again(world: World) -> None:
     assert world.app.get(accounts, 1) == {"id": 1, "owner": "Ada", "balance": 111}
 
 
+def test_epochs_that_end_inside_a_batch(world: World) -> None:
+    """After something was written again, a batch over several restarts is applied whole."""
+    world.app.put(accounts, {"id": 1, "owner": "Ada", "balance": 0})
+    world.drain()
+    size = world.size
+    world.app.increment(accounts, 1, {"balance": 1})
+    world.crash(size)
+    world.app.increment(accounts, 1, {"balance": 10})
+    world.drain()
+    for amount in (100, 1000, 10000):
+        world.app.increment(accounts, 1, {"balance": amount})
+        world.crash(world.size)
+        world.app.increment(accounts, 1, {"balance": amount})
+    world.drain()
+    assert world.rows() == {1: ("Ada", 22211)}
+
+
 @pytest.mark.parametrize(
     ("lost", "since", "expected", "superseded"),
     [
@@ -220,8 +241,13 @@ def test_written_again_flushed_and_lost_again(world: World) -> None:
         ("delete", "put", ("new", 2), 1),
     ],
 )
-def test_what_others_have_written_since_stays(
-    world: World, lost: str, since: str, expected: tuple[str, int] | None, superseded: int
+def test_what_others_have_written_since_stays(  # noqa: PLR0917
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    lost: str,
+    since: str,
+    expected: tuple[str, int] | None,
+    superseded: int,
 ) -> None:
     """A lost write does not overtake a later one of another process; what gives the same in any order is kept."""
     world.app.put(accounts, {"id": 1, "owner": "old", "balance": 10})
@@ -236,9 +262,7 @@ def test_what_others_have_written_since_stays(
         }
         # The one that loses does nothing meanwhile, and its thread does not look.
         world.app.start()
-        watch = world.app._watch
-        assert watch is not None
-        watch.stop()
+        monkeypatch.setattr(world.app._rewriter, "look", lambda: None)
         writes[lost](world.app, "lost", 1)
         world.crash(size)
         writes[since](other, "new", 2)
@@ -254,7 +278,7 @@ def test_what_others_have_written_since_stays(
         assert (None if got is None else (got["owner"], got["balance"])) == expected
 
 
-def test_the_order_among_writers_is_kept(world: World) -> None:
+def test_the_order_among_writers_is_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What two processes wrote one after the other is written again so, if the first one is first again."""
     world.app.put(accounts, {"id": 1, "owner": "old", "balance": 10})
     world.drain()
@@ -262,9 +286,7 @@ def test_the_order_among_writers_is_kept(world: World) -> None:
     with contextlib.closing(world.engine(retained_seconds=60)) as other:
         other.start()
         for app in (world.app, other):
-            watch = app._watch
-            assert watch is not None
-            watch.stop()
+            monkeypatch.setattr(app._rewriter, "look", lambda: None)
         world.app.put(accounts, {"id": 1, "owner": "new", "balance": 100})
         other.increment(accounts, 1, {"balance": 5})
         world.crash(size)

@@ -637,8 +637,8 @@ ROLLED_BACK = [
         "written-again-though-applied",
         "what SQL has is applied once more, because Redis had lost it",
         INTAKE,
-        "if (again or cursor.rewritten) and cursor.has(_origin(entry_id, fields)):",
-        "if False:",
+        "        return cursor.has(_origin(fields))",
+        "        return False",
         f"{RETENTION}::test_a_lost_tail_is_written_again",
     ),
     mutant(

@@ -518,7 +518,8 @@ class Crashes(RuleBasedStateMachine):
                 pass
             now = status(self.apps[0])
             assert (now.lost_entries, now.halted) == (0, [])
-            if now.backlog == 0:
+            stale = any(cursor.stale for cursor in self._living().cursors.values())
+            if now.backlog == 0 and not stale:
                 return
         raise AssertionError(f"stuck with {status(self.apps[0])}")
 

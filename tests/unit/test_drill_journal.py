@@ -11,7 +11,7 @@ from writebehind.drills import journal
 from writebehind.drills.journal import Acknowledged, Ended, Intent, Journal, Kind, LossReport, Outcome, Refused, Unknown
 from writebehind.engine.core.positions import EntryID
 
-LINES = [
+LINES: list[journal.Line] = [
     Intent(1.0, 10, Kind.PUT, (4, 1, 1)),
     Intent(1.0, 11, Kind.COUNT, (3,)),
     Intent(1.0, 12, Kind.SET, ()),

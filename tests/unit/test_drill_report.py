@@ -133,7 +133,9 @@ class _Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Note an element."""
-        self.fetched += [str(value) for name, value in attrs if name in {"src", "href"} and value[:1] != "#"]
+        self.fetched += [
+            str(value) for name, value in attrs if name in {"src", "href"} and not str(value).startswith("#")
+        ]
         if tag != "meta":
             self.open.append(tag)
 
