@@ -52,6 +52,9 @@ def step(position: EntryID, found: EntryID, lineage: Lineage) -> Step:
         base = lineage[epoch]
         if base is None:
             return Step(lost=lost, known=position == ORIGIN)
+        if base.epoch < position.epoch:
+            # This history has nothing of the position's epoch but its beginning.
+            return Step(lost=lost, ahead=position.sequence + 1, base=base)
         if base.epoch == position.epoch:
             break
         lost += base.sequence + 1
@@ -119,7 +122,7 @@ def _is_ahead(applied: EntryID, base: EntryID | None, lineage: Lineage) -> bool:
         return False
     if applied.epoch not in lineage:
         return True
-    return base is None or (applied.epoch == base.epoch and applied.sequence > base.sequence)
+    return base is None or applied > base
 
 
 def end_of(epoch: int, lineage: Lineage) -> EntryID | None:
@@ -137,11 +140,14 @@ def backlog(position: EntryID, end: EntryID | None, lineage: Lineage) -> int:
         return 0
     if end.epoch == position.epoch:
         return max(0, end.sequence - position.sequence)
+    if end.epoch < position.epoch:
+        # SQL is ahead of a history in which the position's epoch has no entry.
+        return 0
     count = end.sequence + 1
     epoch = end.epoch
     while True:
         base = lineage.get(epoch)
-        if base is None:
+        if base is None or base.epoch < position.epoch:
             return count
         if base.epoch == position.epoch:
             return count + max(0, base.sequence - position.sequence)

@@ -85,3 +85,12 @@ def test_the_lineage_is_read_from_the_meta_hash() -> None:
     """Other fields are passed over, an empty beginning is None."""
     meta = {b"epoch": b"8", b"lineage:5": b"0-0@1", b"lineage:8": b"5-3@2"}
     assert parse_lineage(meta) == {5: None, 8: at("5-3")}
+
+
+def test_an_epoch_of_which_redis_kept_only_the_beginning() -> None:
+    """SQL is ahead by what it applied of that epoch; nothing is missing."""
+    lineage = {5: None, 7: at("5-9"), 9: at("5-9")}
+    assert step(at("7-1"), at("9-0"), lineage) == Step(ahead=2, base=at("5-9"))
+    assert step(at("7-1"), at("9-3"), lineage) == Step(lost=3, ahead=2, base=at("5-9"))
+    assert backlog(at("7-1"), at("5-9"), lineage) == 0
+    assert backlog(at("7-1"), at("9-3"), lineage) == 4
