@@ -10,6 +10,9 @@ from writebehind.engine.errors import ConfigurationError, DatabaseUnavailable
 
 __all__ = ["initialise"]
 
+COLLISIONS_MAX = 10
+"""More than there are tables to make."""
+
 
 def initialise(app: WriteBehind, *, create_tables: bool = False) -> list[str]:
     """Create what is missing; return what was done.
@@ -24,29 +27,41 @@ def initialise(app: WriteBehind, *, create_tables: bool = False) -> list[str]:
         ConfigurationError: the namespace exists with other settings.
         DatabaseUnavailable, RedisUnavailable: a server cannot be reached.
     """
+    agree(app.links, app.keys, app.namespace_settings)
+    collisions = 0
+    while True:
+        try:
+            return _create(app, create_tables=create_tables)
+        except (sa.exc.IntegrityError, sa.exc.ProgrammingError, sa.exc.OperationalError) as error:
+            # Others may make the same at the same moment: what is there by then is left as it is.
+            collisions += 1
+            if collisions < COLLISIONS_MAX:
+                continue
+            if isinstance(error, sa.exc.OperationalError):
+                raise DatabaseUnavailable(
+                    f"the database cannot be reached: {type(error.orig).__name__}", "check the URL and the server"
+                ) from error
+            raise
+
+
+def _create(app: WriteBehind, *, create_tables: bool) -> list[str]:
     done: list[str] = []
     settings = app.namespace_settings
-    agree(app.links, app.keys, settings)
-    try:
-        app.rows.check(settings)
-        present = set(sa.inspect(app.database).get_table_names())
-        control.create_all(app.database)
-        done += [f"created table {table.name}" for table in control.sorted_tables if table.name not in present]
-        if create_tables:
-            for declared in app.tables.values():
-                exists = sa.inspect(app.database).has_table(declared.table.name, schema=declared.table.schema)
-                done += [] if exists else [f"created table {declared.entity.name}"]
-            metadatas = {declared.table.metadata for declared in app.tables.values()}
-            for metadata in metadatas:
-                metadata.create_all(
-                    app.database,
-                    tables=[each.table for each in app.tables.values() if each.table.metadata is metadata],
-                )
-        done += _rows(app)
-    except sa.exc.OperationalError as error:
-        raise DatabaseUnavailable(
-            f"the database cannot be reached: {type(error.orig).__name__}", "check the URL and the server"
-        ) from error
+    app.rows.check(settings)
+    present = set(sa.inspect(app.database).get_table_names())
+    control.create_all(app.database)
+    done += [f"created table {table.name}" for table in control.sorted_tables if table.name not in present]
+    if create_tables:
+        for declared in app.tables.values():
+            exists = sa.inspect(app.database).has_table(declared.table.name, schema=declared.table.schema)
+            done += [] if exists else [f"created table {declared.entity.name}"]
+        metadatas = {declared.table.metadata for declared in app.tables.values()}
+        for metadata in metadatas:
+            metadata.create_all(
+                app.database,
+                tables=[each.table for each in app.tables.values() if each.table.metadata is metadata],
+            )
+    done += _rows(app)
     return done
 
 

@@ -68,6 +68,7 @@ def waitaof_waits(link: Link, scratch_key: str) -> bool:
     """Tell whether WAITAOF waits for the fsync under everysec: the second of two in a row must take a while.
 
     Raises:
+        RedisUnavailable: Redis refuses the trial, because it is full, say.
         redis.RedisError: the connection failed.
     """
     slow = 0
@@ -76,8 +77,9 @@ def waitaof_waits(link: Link, scratch_key: str) -> bool:
         begun = time.monotonic()
         written, answer = link.pipeline([write, ("WAITAOF", 1, 0, 4_000)])
         elapsed = time.monotonic() - begun
-        if isinstance(written, Exception):
-            raise written
+        if isinstance(written, redis.ResponseError):
+            refused = refusal(written)
+            raise RedisUnavailable(f"Redis cannot be tried: {refused.code} {refused.text}", "try later") from written
         if isinstance(answer, Exception) or answer[0] < 1:
             return False
         slow += elapsed >= SLOW_SECONDS
