@@ -192,6 +192,7 @@ def _facts(result: Result) -> Iterator[str]:
     yield "<dl>"
     for name, text in (
         ("writes", writes),
+        *(("told", f"{times} x {error}") for error, times in result.errors.items()),
         ("loss", loss(result)),
         ("doubled", f"{result.doubled}"),
         ("stale commits", f"{result.stale_refused} refused"),

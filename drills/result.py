@@ -54,6 +54,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         predicted_loss_seconds: how much may be lost by the promise for these settings.
         observed_loss_seconds: how long before the fault the oldest lost operation was acknowledged.
         acknowledged, indeterminate, refused: operations by what the service was told.
+        errors: what the service was told where it got no receipt, with how often; the most frequent first.
         lost, doubled: effects that are missing or there too often.
         lost_operations: those of them that are known by number; the first ones.
         reported_lost: entries that the product itself reported as lost.
@@ -82,6 +83,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     acknowledged: int = 0
     indeterminate: int = 0
     refused: int = 0
+    errors: dict[str, int] = {}
     lost: int = 0
     doubled: int = 0
     lost_operations: list[LostOperation] = []

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import redis as redis_client
@@ -11,7 +12,7 @@ from writebehind.drills import journal
 from writebehind.drills.checkers import Allowance, Check
 from writebehind.drills.fault import Fault
 from writebehind.drills.incident import Incident
-from writebehind.drills.journal import LossReport, Operation, Outcome
+from writebehind.drills.journal import LossReport, Operation, Outcome, Refused, Unknown
 from writebehind.drills.plan import Plan
 from writebehind.drills.result import CheckResult, IncidentResult, LostOperation, Result, Verdict
 from writebehind.drills.settings import facts_of
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 STEADY_SECONDS_MAX = 20.0
 PAUSE_SECONDS_MAX = 0.3
 LOST_SHOWN = 20
+ERRORS_SHOWN = 5
 STALE = "another holder or another offset"
 TROUBLE = (WriteBehindError, redis_client.RedisError, sa.exc.SQLAlchemyError, OSError, TimeoutError)
 """What a fault may run into that is the product's or a server's doing."""
@@ -78,7 +80,11 @@ def _play(stage: Stage, begun: float) -> Result:
     for child in stage.flushers:
         child.stop()
     lines = journal.read(stage.journals)
-    told = Told(journal.operations(lines), [line for line in lines if isinstance(line, LossReport)])
+    told = Told(
+        journal.operations(lines),
+        [line for line in lines if isinstance(line, LossReport)],
+        Counter(line.error for line in lines if isinstance(line, Unknown | Refused)),
+    )
     allowed = _allowed(stage.incidents)
     unexpected = [each for child in stage.children() for each in child.unexpected]
     troubles = [f"{each.fault}: {each.error}" for each in stage.incidents if each.error] + unexpected
@@ -157,6 +163,7 @@ def _result(stage: Stage, clock: tuple[float, float], about: dict[str, str], fou
         acknowledged=sum(each.acknowledged for each in operations),
         indeterminate=sum(each.outcome is Outcome.INDETERMINATE for each in operations),
         refused=sum(each.outcome is Outcome.REFUSED for each in operations),
+        errors=dict(told.errors.most_common(ERRORS_SHOWN)),
         lost=sum(len(check.lost) + check.lost_unnamed for check in checks),
         doubled=sum(check.doubled for check in checks),
         lost_operations=[

@@ -67,6 +67,8 @@ def _drill(result: Result) -> Iterator[str]:
         f"        writes    {result.acknowledged:,} acknowledged, {result.indeterminate} uncertain, "
         f"{result.refused} refused, {result.doubled} doubled, {result.stale_refused} stale commits refused"
     )
+    for error, times in result.errors.items():
+        yield f"        told      {times} x {error}"
     yield f"        loss      {loss(result)}"
     for incident in result.incidents:
         yield f"        fault     {_incident(incident)}"

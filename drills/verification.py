@@ -63,10 +63,12 @@ class Told:
     Attributes:
         operations: what became of each, in the order of the intents.
         reports: losses that the engine told it of.
+        errors: what it was told where it got no receipt, with how often.
     """
 
     operations: Sequence[Operation]
     reports: Sequence[LossReport]
+    errors: Counter[str]
 
     @property
     def reported_lost(self) -> int:

@@ -250,9 +250,10 @@ class Flusher:
         return None
 
     def _collect_settled(self, *, everything: bool) -> None:
-        for number in self._settlement.collect(everything=everything):
-            if number in self.cursors:
-                self.cursors[number].stale = True
+        if self._settlement.collect(everything=everything):
+            # Redis may have another history by now: every partition is looked at anew.
+            for cursor in self.cursors.values():
+                cursor.stale = True
 
     def _note(self, batch: Batch) -> None:
         now = time.monotonic()

@@ -35,7 +35,7 @@ class Settlement:
         self._ttl_ms = 0 if record_ttl_seconds is None else max(1, int(record_ttl_seconds * 1000))
         self._retention_seconds = retention_seconds
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writebehind-settle")
-        self._under_way: list[tuple[Future[None], set[int]]] = []
+        self._under_way: list[Future[None]] = []
 
     def submit(self, batch: Batch, cursors: Mapping[int, Cursor]) -> None:
         """Have a committed batch acknowledged."""
@@ -80,8 +80,7 @@ class Settlement:
             self._submit(todo)
 
     def _submit(self, todo: Sequence[Acknowledgement]) -> None:
-        done = self._thread.submit(self._log.acknowledge, todo)
-        self._under_way.append((done, {each.partition for each in todo}))
+        self._under_way.append(self._thread.submit(self._log.acknowledge, todo))
 
     def _settled(self, batch: Batch, partition: int) -> tuple[list[tuple[str, bytes]], list[tuple[str, bytes]]]:
         stem = self._keys.stems[partition]
@@ -95,20 +94,20 @@ class Settlement:
         # A whole record without a time to live stays as it is.
         return whole if self._ttl_ms else [], other
 
-    def collect(self, *, everything: bool) -> set[int]:
-        """Return the partitions whose acknowledgement failed: they have to be taken over again.
+    def collect(self, *, everything: bool) -> bool:
+        """Tell whether an acknowledgement has failed.
 
         Args:
             everything: wait for all that is under way; otherwise only keep the queue short.
         """
-        failed: set[int] = set()
-        while self._under_way and (everything or self._under_way[0][0].done() or len(self._under_way) > UNDER_WAY_MAX):
-            future, partitions = self._under_way.pop(0)
+        failed = False
+        while self._under_way and (everything or self._under_way[0].done() or len(self._under_way) > UNDER_WAY_MAX):
+            future = self._under_way.pop(0)
             try:
                 future.result()
             except RedisUnavailable as error:
                 logger.warning("acknowledging: %s", error)
-                failed |= partitions
+                failed = True
         return failed
 
     def close(self) -> None:

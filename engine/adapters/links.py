@@ -162,6 +162,8 @@ class Links:
             "socket_timeout": timeout_seconds,
             "socket_connect_timeout": timeout_seconds,
             "socket_keepalive": True,
+            # The pool counts connections made, not open ones, and refuses the hundred-and-first for ever.
+            "max_connections": 2**31 - 1,
         }
         self._pool: Any
         try:

@@ -4,7 +4,8 @@ The consumer group gives delivery and visibility; the offset in SQL has the auth
 rolls back with a failover. Nothing here is trimmed above what SQL has.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -90,6 +91,22 @@ class Log:
         self._links = links
         self._keys = keys
         self._consumer = consumer.encode()
+        self._identity = b""
+
+    @contextmanager
+    def _link(self) -> Iterator[Link]:
+        """Lend a link to the same primary, in the same uninterrupted history, as before.
+
+        Raises:
+            RedisUnavailable: the connection failed, or is to another primary; then the next one will do.
+        """
+        with self._links.link() as link:
+            known, self._identity = self._identity, link.identity
+            if known and known != link.identity:
+                raise RedisUnavailable(
+                    "Redis was restarted, or is another one", "its history is compared with SQL before going on"
+                )
+            yield link
 
     def states(self, partitions: Sequence[int]) -> dict[int, LogState]:
         """Return the state of some partitions' logs.
@@ -105,7 +122,7 @@ class Log:
                 ("XINFO", "GROUPS", logs[number]),
                 ("HGETALL", metas[number]),
             ]
-        with self._links.link() as link:
+        with self._link() as link:
             replies = link.pipeline(commands)
             return {
                 number: self._state(link, number, *replies[3 * index : 3 * index + 3])
@@ -169,7 +186,7 @@ class Log:
         Raises:
             RedisUnavailable: Redis cannot be reached.
         """
-        with self._links.link() as link:
+        with self._link() as link:
             try:
                 open_epoch(link, self._keys, partition)
             except redis.exceptions.OutOfMemoryError:
@@ -193,7 +210,7 @@ class Log:
         """
         records: set[str] = set()
         log = self._keys.logs[partition]
-        with self._links.link() as link:
+        with self._link() as link:
             try:
                 for ghost in ghosts:
                     for _, fields in link.command("XRANGE", log, ghost, ghost):
@@ -224,7 +241,7 @@ class Log:
         stem, meta = self._keys.stems[partition], self._keys.metas[partition].encode()
         removed = 0
         cursor = b"0"
-        with self._links.link() as link:
+        with self._link() as link:
             try:
                 while True:
                     cursor, found = link.command(
@@ -245,7 +262,7 @@ class Log:
         Raises:
             RedisUnavailable: Redis cannot be reached.
         """
-        with self._links.link() as link:
+        with self._link() as link:
             try:
                 link.script(TRUST, [self._keys.metas[partition]], [floor])
             except redis.ResponseError as error:
@@ -263,7 +280,7 @@ class Log:
             RedisUnavailable: Redis cannot be reached.
         """
         start = "0" if position == ORIGIN else str(position)
-        with self._links.link() as link:
+        with self._link() as link:
             try:
                 link.command("XGROUP", "CREATE", self._keys.logs[partition], GROUP, start, "MKSTREAM")
             except redis.ResponseError as error:
@@ -287,7 +304,7 @@ class Log:
         claimed: list[bytes] = []
         gone: list[bytes] = []
         cursor = b"0-0"
-        with self._links.link() as link:
+        with self._link() as link:
             while True:
                 try:
                     cursor, ids, *deleted = link.command(
@@ -316,7 +333,7 @@ class Log:
             RedisUnavailable: Redis cannot be reached.
         """
         log = self._keys.logs[partition]
-        with self._links.link() as link:
+        with self._link() as link:
             try:
                 for consumer in link.command("XINFO", "CONSUMERS", log, GROUP):
                     facts = dict(zip(consumer[::2], consumer[1::2], strict=True))
@@ -338,7 +355,7 @@ class Log:
         """
         names = [self._keys.logs[number].encode() for number in partitions]
         block: tuple[Any, ...] = ("BLOCK", block_ms) if block_ms else ()
-        with self._links.link() as link:
+        with self._link() as link:
             try:
                 reply = link.command(
                     "XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", count, *block,
@@ -357,7 +374,7 @@ class Log:
             RedisUnavailable: Redis cannot be reached.
         """
         first = "-" if after == ORIGIN else f"({after}"
-        with self._links.link() as link:
+        with self._link() as link:
             try:
                 return link.command(  # type: ignore[no-any-return]
                     "XRANGE", self._keys.logs[partition], first, "+" if until is None else str(until), "COUNT", count
@@ -390,7 +407,7 @@ class Log:
                 below = "" if done.trim_below is None else str(done.trim_below)
                 published = (done.offset.epoch, str(done.offset), below, done.flushed_rows)
                 commands.append(("EVALSHA", PUBLISH.sha, 2, log, meta, *published))
-        with self._links.link() as link:
+        with self._link() as link:
             replies = link.pipeline(commands)
             unknown = [
                 ("EVAL", (SETTLE if command[1] == SETTLE.sha else PUBLISH).text, *command[2:])

@@ -264,15 +264,16 @@ class Mortal(Flusher):
             if read_ahead:
                 self.ahead = self._read_on(entries_max)
         except RedisUnavailable:
-            self._give_up_reading()
+            self.give_up_reading()
             return True
         error = self._try(batch)
         if error is not None:
-            self._give_up_reading()
+            self.give_up_reading()
             self._drop_lost(batch, error)
         return True
 
-    def _give_up_reading(self) -> None:
+    def give_up_reading(self) -> None:
+        """Throw away what was read: Redis has failed."""
         self.ahead = None
         for cursor in self.cursors.values():
             cursor.rewind()
@@ -457,7 +458,10 @@ class Crashes(RuleBasedStateMachine):
     def freeze(self, entries_max: int) -> None:
         """Freeze a flusher that has read a batch for longer than its lease."""
         flusher = self._living()
-        flusher.ahead = flusher.ahead or flusher.read(entries_max)
+        try:
+            flusher.ahead = flusher.ahead or flusher.read(entries_max)
+        except RedisUnavailable:
+            flusher.give_up_reading()
         self.zombies.append(flusher)
         self.flusher = None
 
