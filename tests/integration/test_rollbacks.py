@@ -267,7 +267,7 @@ def test_records_that_sql_has_newer_are_loaded(
 
 
 def test_an_undone_write_stays_undone(server: EmbeddedRedis, sqlite_url: str, namespace: str) -> None:
-    """A write whose transaction was cut in the file stays lost, though Redis finds its beginning at the second start."""
+    """A write whose transaction was cut in the file stays lost, though Redis finds its beginning at a later start."""
     world = World(server.url, sqlite_url, namespace)
     world.app.put(accounts, {"id": 1, "balance": 0})
     world.drain()
