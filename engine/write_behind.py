@@ -108,9 +108,11 @@ class WriteBehind:
             self.settings.retry_search_entries_max,
             self._rewriter,
         )
+        self._reader = Reader(
+            self.links, self.rows, self.keys, self.settings.read_timeout_seconds, self._rewriter.meet_known
+        )
         self._watch: Watch | None = None
         self._confirmer = Confirmer(self.links, self.rows, self.keys, self.settings.replicas)
-        self._reader = Reader(self.links, self.rows, self.keys, self.settings.read_timeout_seconds)
         self._spread = itertools.count()
         self._started = False
         self._closed = False

@@ -71,14 +71,16 @@ class Cursor:
 
     def begin(self, position: EntryID, replay_until: EntryID | None, epochs: Iterable[int]) -> None:
         """Serve from a position that a takeover has found."""
-        self.epochs = frozenset(epochs)
+        if self.epochs != (known := frozenset(epochs)):
+            # Numbers of another history must not trim this one.
+            self.milestones.clear()
+            self.epochs = known
         self.base = self.position = position
         self.expected = self.committed
         self.replay_until = replay_until
         self.ended = {applied.epoch: applied.sequence for applied in self.earlier.values()}
         self.rewriting.clear()
         self.stale = False
-        self.milestones.clear()
 
     def has(self, entry_id: EntryID) -> bool:
         """Tell whether SQL has an entry that Redis has lost, once everything read is committed.

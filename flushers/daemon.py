@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from writebehind.engine import WriteBehind
+from writebehind.engine import TransientError, WriteBehind
 from writebehind.flushers.config import FlusherSettings
 from writebehind.flushers.flusher import Flusher
 
@@ -34,7 +34,7 @@ def serve(app: WriteBehind, settings: FlusherSettings, *, supervised: bool = Fal
     Durability, Repeat, Crash: as ``Flusher``.
 
     Raises:
-        WriteBehindError: it cannot serve.
+        WriteBehindError: it cannot serve; a server that is merely away is waited for.
     """
     stopping = threading.Event()
 
@@ -46,7 +46,8 @@ def serve(app: WriteBehind, settings: FlusherSettings, *, supervised: bool = Fal
     signal.signal(signal.SIGINT, stop)
     if supervised:
         threading.Thread(target=_until_orphaned, args=(stopping,), daemon=True, name="writebehind-parent").start()
-    app.start()
+    if not _started(app, stopping):
+        return
     flusher = Flusher(app, settings, stopping=stopping)
     logger.info("flushing namespace %s as %s", app.keys.namespace, flusher.holder)
     flusher.run()
@@ -55,6 +56,19 @@ def serve(app: WriteBehind, settings: FlusherSettings, *, supervised: bool = Fal
         "ended after %d entries, %d SQL operations, %d batches, %d takeovers",
         tally.entries, tally.rows, tally.batches, tally.takeovers,
     )  # fmt: skip
+
+
+def _started(app: WriteBehind, stopping: threading.Event) -> bool:
+    """Start the engine, however long its servers are away; return False where this process was to end before."""
+    while not stopping.is_set():
+        try:
+            app.start()
+        except TransientError as error:
+            logger.warning("%s; trying again", error)
+            stopping.wait(RESTART_PAUSE_SECONDS)
+        else:
+            return True
+    return False
 
 
 def _until_orphaned(stopping: threading.Event) -> None:

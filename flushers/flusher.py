@@ -312,7 +312,7 @@ class Flusher:
         limit = max(1, entries // 2)
         while entries > 0 and not self.stopping.is_set() and cursor.number in self.cursors:
             self._collect_settled(everything=True)
-            if cursor.stale and not self._take_over(cursor):
+            if cursor.stale and not (self._take_over(cursor) and cursor.number in self.cursors):
                 return
             try:
                 batch = self._intake.read([cursor], limit, 0)
@@ -461,7 +461,20 @@ class Flusher:
 
     def _take_over(self, cursor: Cursor) -> bool:
         try:
-            start = reclaim(self._log, cursor.number, cursor.committed, cursor.earlier)
+            start = reclaim(
+                self._log,
+                cursor.number,
+                cursor.committed,
+                cursor.earlier,
+                lambda: self._leases.holds(cursor.number, cursor.token, cursor.committed),
+            )
+        except LeaseLost as error:
+            logger.warning("%s", error)
+            self.cursors.pop(cursor.number, None)
+            return True
+        except sa.exc.SQLAlchemyError as error:
+            logger.warning("taking partition %d over: %s", cursor.number, describe(error))
+            return False
         except RedisUnavailable as error:
             self._lose_redis(error)
             return False

@@ -210,6 +210,7 @@ class Intake:
             judged = step(cursor.position, state.end, state.lineage)
             lost = judged.lost + 1
             start, cursor.expected, cursor.position = cursor.expected, state.end, state.end
+            cursor.ended[start.epoch] = start.sequence
             crossed = start.epoch not in {0, state.end.epoch}
             segments.append(
                 Segment(
@@ -277,6 +278,7 @@ class Intake:
                 size += len(payload)
                 again = len(fields) > ENTRY_FIELDS
                 if (again or cursor.rewritten) and _is_elsewhere(cursor, entry_id, fields):
+                    changes.pass_over(decode(payload), entry_id)
                     continue
                 if not merge(decode(payload), entry_id):
                     return number

@@ -114,6 +114,12 @@ class Leases:
             rows = connection.execute(sa.select(partitions).where(self._mine))
             return {row.partition: (row.token, EntryID(row.epoch, row.sequence)) for row in rows}
 
+    def holds(self, number: int, token: int, offset: EntryID) -> bool:
+        """Tell whether a partition is still this holder's, under this token and at this offset."""
+        with self._engine.connect() as connection:
+            row = connection.execute(sa.select(partitions).where(self._mine, partitions.c.partition == number)).first()
+            return row is not None and (row.token, row.epoch, row.sequence) == (token, *offset)
+
     def registered(self) -> int:
         """Return how many partitions of the namespace exist in SQL."""
         with self._engine.connect() as connection:

@@ -1,11 +1,12 @@
 """The takeover protocol, done on real logs."""
 
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import assert_never, cast
 
 from writebehind.engine.adapters.log import Acknowledgement, Log
 from writebehind.engine.core.positions import EntryID
+from writebehind.engine.errors import LeaseLost
 from writebehind.recovery.takeover import (
     Claim,
     Confirmed,
@@ -26,16 +27,26 @@ __all__ = ["perform", "reclaim"]
 logger = logging.getLogger(__name__)
 
 
-def reclaim(log: Log, partition: int, offset: EntryID, earlier: Mapping[int, EntryID]) -> Start:
+def reclaim(
+    log: Log, partition: int, offset: EntryID, earlier: Mapping[int, EntryID], still_held: Callable[[], bool]
+) -> Start:
     """Take a partition over and return where to serve from. Only for the holder of its lease.
+
+    Args:
+        log: the logs.
+        partition: its number.
+        offset: the offset in SQL.
+        earlier: by epoch, the last applied entry of the epoch before it.
+        still_held: asks SQL whether the lease is still this holder's: one that was frozen judges by an old offset.
 
     Durability, Repeat, Crash: as ``takeover``.
 
     Raises:
         RedisUnavailable: Redis cannot be reached.
         ConfigurationError: Redis refuses for good.
+        LeaseLost: the lease is another's; nothing was judged.
     """
-    start = _drive(log, partition, takeover(offset, earlier))
+    start = _drive(log, partition, takeover(offset, earlier), still_held)
     if start.gone:
         logger.error(
             "DATA LOSS: partition %d: %d entries that were delivered and not applied are gone from the log, %s to %s",
@@ -65,9 +76,13 @@ def reclaim(log: Log, partition: int, offset: EntryID, earlier: Mapping[int, Ent
     return start
 
 
-def _drive(log: Log, partition: int, protocol: Generator[Effect, Reply, Start]) -> Start:
+def _drive(
+    log: Log, partition: int, protocol: Generator[Effect, Reply, Start], still_held: Callable[[], bool]
+) -> Start:
     effect = next(protocol)
     while True:
+        if isinstance(effect, Expunge | Distrust | Trust) and not still_held():
+            raise LeaseLost(f"partition {partition} has another holder", "it is left to that one")
         try:
             effect = protocol.send(perform(log, partition, effect))
         except StopIteration as stop:

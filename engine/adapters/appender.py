@@ -140,7 +140,7 @@ class Appender:
         link = self.links.take()
         try:
             for call in calls:
-                self.meet(link, call.partition)
+                self.rewriter.meet(link.identity, call.partition)
         except (redis.ResponseError, RedisUnavailable):
             self.drop(link)
             raise
@@ -202,14 +202,10 @@ class Appender:
             self.suspect.pop(call.partition, None)
         return reply
 
-    def meet(self, link: Link, partition: int) -> None:
-        """See to it that a new history has this engine's earlier writes before it gets the next one.
-
-        Raises:
-            RedisUnavailable, redis.ResponseError: it could not be done now.
-        """
-        if self.rewriter.identities.get(partition) != link.identity:
-            self.rewriter.reconcile(partition)
+    def _history(self, link: Link, partition: int) -> bytes:
+        """Return what the script compares: the primary that a link leads to, and the epoch that is known of it."""
+        known = self.rewriter.histories.get(partition)
+        return known[1] if known is not None and known[0] == link.identity else link.identity + b" 0"
 
     def stamp(self) -> int:
         """Return a number above those of all attempts before."""
@@ -225,7 +221,7 @@ class Appender:
             self.keys.logs[partition],
             self.keys.metas[partition],
             *call.records,
-            link.identity,
+            self._history(link, partition),
             self.client_id,
             stamp,
             call.call_id,
@@ -301,7 +297,7 @@ class _Performance:
         try:
             if self._link is None:
                 self._link = appender.links.take()
-            appender.meet(self._link, self._call.partition)
+            appender.rewriter.meet(self._link.identity, self._call.partition)
         except (redis.ResponseError, *NOT_EXECUTED) as error:
             return self._refused(refusal(error))
         except (redis.RedisError, RedisUnavailable) as error:

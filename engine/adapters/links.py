@@ -6,6 +6,7 @@ redis-py retry: a repeated write is a second write (redis-py 8 repeats up to ten
 
 import os
 import secrets
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ from writebehind.engine.errors import ConfigurationError, RedisUnavailable
 __all__ = ["Link", "Links", "open_epoch", "refusal"]
 
 Command = Sequence[Any]
+
+IDENTITY_SECONDS = 1.0
+"""How long a connection's primary is taken to be what it was."""
 
 
 def refusal(error: redis.RedisError) -> Refused:
@@ -55,12 +59,13 @@ class Link:
         identity: short form of the server's run ID and replication ID, read when the link was made.
     """
 
-    __slots__ = ("connection", "identity", "pid", "receive")
+    __slots__ = ("connection", "identified_at", "identity", "pid", "receive")
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.receive = connection.read_response
         self.identity = b""
+        self.identified_at = 0.0
         self.pid = os.getpid()
 
     def identify(self) -> None:
@@ -83,6 +88,7 @@ class Link:
                 "Redis does not tell its run_id and master_replid",
                 "allow the user INFO: without it a failover cannot be told from normal service",
             )
+        self.identified_at = time.monotonic()
         self.identity = run.strip()[:12] + b"-" + history.strip()[:12]
 
     def command(self, *arguments: Any) -> Any:
@@ -181,16 +187,41 @@ class Links:
             ConfigurationError: the server hides its identity.
         """
         try:
-            return self._idle.pop()
+            link = self._idle.pop()
         except IndexError:
-            link = Link(self._pool.make_connection())
-            try:
-                link.connection.connect()
-                link.identify()
-            except BaseException:
-                link.close()
-                raise
+            return self._new()
+        if time.monotonic() - link.identified_at <= IDENTITY_SECONDS or self._is_same(link):
             return link
+        self.drop_idle()
+        return self._new()
+
+    def _new(self) -> Link:
+        link = Link(self._pool.make_connection())
+        try:
+            link.connection.connect()
+            link.identify()
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+    def _is_same(self, link: Link) -> bool:
+        """Ask a link again: a primary that was demoted and promoted again keeps connections, and has a new history."""
+        known = link.identity
+        try:
+            if not link.stale():
+                link.identify()
+                if link.identity == known:
+                    return True
+        except redis.RedisError:
+            # It has ended while it was idle; so have the others, and a new one says what is the matter.
+            link.close()
+            return False
+        except BaseException:
+            link.close()
+            raise
+        link.close()
+        return False
 
     def give(self, link: Link) -> None:
         """Take a link back, all replies to which have been read."""
@@ -258,8 +289,11 @@ class Links:
         self._pool.reset()
 
 
-def open_epoch(link: Link, keys: Keys, partition: int) -> None:
+def open_epoch(link: Link, keys: Keys, partition: int) -> bytes:
     """Read the primary's identity anew, and open an epoch on it where the current one began elsewhere.
+
+    Returns:
+        The current epoch.
 
     Repeat: harmless.
 
@@ -267,7 +301,9 @@ def open_epoch(link: Link, keys: Keys, partition: int) -> None:
         redis.RedisError: the server refuses, or the connection failed.
     """
     link.identify()
-    link.script(OPEN_EPOCH, (keys.logs[partition], keys.metas[partition]), (link.identity, secrets.randbelow(256)))
+    arguments = (link.identity, secrets.randbelow(256))
+    epoch: bytes = link.script(OPEN_EPOCH, (keys.logs[partition], keys.metas[partition]), arguments)
+    return epoch
 
 
 def _pool(target: Any, own: dict[str, Any]) -> Any:

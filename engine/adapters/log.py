@@ -215,7 +215,7 @@ class Log:
                 for ghost in ghosts:
                     for _, fields in link.command("XRANGE", log, ghost, ghost):
                         records |= self._touched(partition, fields)
-                self._distrust(link, sorted(records), "", position)
+                self._distrust(link, sorted(records), "", position, ghosts)
                 link.command("XDEL", log, *ghosts)
             except redis.ResponseError as error:
                 raise _refused(error) from error
@@ -253,8 +253,10 @@ class Log:
             except redis.ResponseError as error:
                 raise _refused(error) from error
 
-    def _distrust(self, link: Link, records: Sequence[Any], below: str, position: EntryID) -> int:
-        return int(link.script(DISTRUST, records, (below, *position))) if records else 0
+    def _distrust(
+        self, link: Link, records: Sequence[Any], below: str, position: EntryID, ghosts: Sequence[bytes] = ()
+    ) -> int:
+        return int(link.script(DISTRUST, records, (below, *position, *ghosts))) if records else 0
 
     def trust(self, partition: int, floor: int) -> None:
         """Let records be believed again, once this history was compared with SQL. Repeat: harmless.

@@ -1,7 +1,7 @@
 """Reads that see every accepted write, whether it is in Redis, on its way to SQL, or in SQL."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -40,10 +40,15 @@ class Reader:
         rows: the database.
         keys: the namespace's key names.
         timeout_seconds: how long to wait for entries that a read depends on.
+        meet: called with a primary and a partition before it is read there: a new history gets first what this engine
+            has written to the old one.
     """
 
-    def __init__(self, links: Links, rows: Rows, keys: Keys, timeout_seconds: float) -> None:
+    def __init__(
+        self, links: Links, rows: Rows, keys: Keys, timeout_seconds: float, meet: Callable[[bytes, int], None]
+    ) -> None:
         self._links = links
+        self._meet = meet
         self._rows = rows
         self._keys = keys
         self._timeout_seconds = timeout_seconds
@@ -109,14 +114,22 @@ class Reader:
             for number in partitions
         ]
         with self._links.link() as link:
-            replies = link.pipeline(commands)
             identity = link.identity
+            for number in partitions:
+                self._meet(identity, number)
+            replies = link.pipeline(commands)
         for reply in replies:
             if isinstance(reply, Exception):
                 raise reply
         marks = dict(zip(partitions, replies[len(waiting) :], strict=True))
         floors = {number: _floor(known, floor, identity) for number, (_, _, known, floor) in marks.items()}
-        unjudged = [number for number, floor in floors.items() if floor]
+        unjudged = sorted(
+            {
+                wanted.partition
+                for wanted, reply in zip(waiting.values(), replies, strict=False)
+                if reply and _version_epoch(reply) < floors[wanted.partition]
+            }
+        )
         applied = self._rows.applied_of(self._keys.namespace, unjudged) if unjudged else {}
         still: dict[Any, _Wanted] = {}
         for (key, wanted), reply in zip(waiting.items(), replies, strict=False):
@@ -151,6 +164,11 @@ class Reader:
 
     def _overdue(self, begun: float) -> bool:
         return time.monotonic() - begun > ASK_SQL_AFTER_SECONDS
+
+
+def _version_epoch(reply: list[bytes]) -> float:
+    version = dict(zip(reply[::2], reply[1::2], strict=True)).get(b":version")
+    return EntryID.parse(version).epoch if version else inf
 
 
 def _floor(known: bytes | None, floor: bytes | None, identity: bytes) -> float:

@@ -5,35 +5,32 @@ So the window of loss is zero as long as either Redis or the writing service sur
 
 import logging
 import os
+import secrets
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from threading import Event, Lock
 
 import redis
 
-from writebehind.engine.adapters.links import Link, Links, open_epoch, refusal
+from writebehind.engine.adapters.links import Link, Links, open_epoch
+from writebehind.engine.adapters.rewriting import Rewriting
 from writebehind.engine.adapters.rows import Rows
-from writebehind.engine.adapters.scripts import REWRITE
 from writebehind.engine.core.appending import Call
 from writebehind.engine.core.contiguity import Lineage, end_of, parse_lineage
 from writebehind.engine.core.keys import Keys
-from writebehind.engine.core.payload import Mutation, PayloadError, decode
+from writebehind.engine.core.payload import decode
 from writebehind.engine.core.positions import ORIGIN, EntryID
-from writebehind.engine.core.retention import Accepted, DataLoss, Ring, Single, commutes, is_lost
+from writebehind.engine.core.retention import Accepted, DataLoss, Ring, Single, is_lost
 from writebehind.engine.errors import DatabaseUnavailable
 
 __all__ = ["Rewriter"]
 
 logger = logging.getLogger(__name__)
 
-PAGE = 1000
 MOVED_MAX = 200_000
 """Entries written again whose old place is remembered, for receipts that are waited for."""
-
-TRIES = 20
-"""How often a record may be written by others while its lost write is being written again."""
 
 
 class Rewriter:
@@ -48,7 +45,8 @@ class Rewriter:
         on_loss: told of each partition in which Redis has lost own writes.
 
     Attributes:
-        identities: by partition, the primary on which this engine knows its history to be whole.
+        histories: by partition, the primary on which this engine knows its history to be whole, and with it what the
+            write script is told: the primary and the epoch.
         wake: set when there is something for ``tell``.
         moved: for an entry that was written again, its partition and ID with where it stands now.
     """
@@ -79,7 +77,8 @@ class Rewriter:
         self._untold: deque[DataLoss] = deque()
         self.wake = Event()
         self._vanished: dict[tuple[int, int], EntryID | None] = {}
-        self.identities: dict[int, bytes] = {}
+        self.histories: dict[int, tuple[bytes, bytes]] = {}
+        self._reporter = f"writer {socket.gethostname()[:80]}:{os.getpid()}:{secrets.token_hex(3)}"
         self.moved: dict[tuple[int, EntryID], tuple[EntryID, bytes]] = {}
 
     def keep(self, call: Call, last: bytes, at: float) -> None:
@@ -92,6 +91,42 @@ class Rewriter:
         """
         with self._lock:
             self._ring.add(Accepted(call, last, at))
+        known = self.histories.get(call.partition)
+        if known is not None and not known[1].endswith(b" " + last.partition(b"-")[0]):
+            # Another thread has met a new history before this call was kept: look again.
+            self.histories.pop(call.partition, None)
+
+    def meet(self, identity: bytes, partition: int) -> None:
+        """See to it that a new history has this engine's earlier writes, of all partitions, before it gets more.
+
+        Args:
+            identity: the primary that a connection leads to.
+            partition: the partition that is to be written or read.
+
+        Raises:
+            RedisUnavailable, redis.ResponseError: it could not be done now.
+        """
+        known = self.histories.get(partition)
+        if known is None or known[0] != identity:
+            with self._lock:
+                partitions = self._ring.partitions()
+            self.reconcile(partition)
+            for other in partitions - {partition}:
+                if self.histories.get(other, (b"",))[0] != identity:
+                    self.reconcile(other)
+
+    def meet_known(self, identity: bytes, partition: int) -> None:
+        """As ``meet``, for a partition that this engine has written to; a refusal is left to the next write.
+
+        Raises:
+            RedisUnavailable: it could not be done now.
+        """
+        known = self.histories.get(partition)
+        if known is not None and known[0] != identity:
+            try:
+                self.meet(identity, partition)
+            except redis.ResponseError as error:
+                logger.warning("writing again what Redis has lost: %s", error)
 
     def look(self) -> None:
         """Compare the primary with what is known of each partition of which something is kept.
@@ -101,14 +136,18 @@ class Rewriter:
             redis.ResponseError: Redis refuses.
         """
         with self._lock:
-            self._ring.expire(time.monotonic())
-            partitions = self._ring.partitions()
+            partitions = sorted(self._ring.partitions())
         if partitions:
             with self._links.link() as link:
                 identity = link.identity
-            for partition in partitions:
-                if self.identities.get(partition) != identity:
-                    self.reconcile(partition)
+                epochs = link.pipeline([("HGET", self._keys.metas[number], "epoch") for number in partitions])
+            for number, epoch in zip(partitions, epochs, strict=True):
+                known = self.histories.get(number, (b"", b""))
+                if known != (identity, b"%b %b" % (identity, epoch if isinstance(epoch, bytes) else b"")):
+                    self.reconcile(number)
+        # Only now: while Redis is away nothing grows too old.
+        with self._lock:
+            self._ring.expire(time.monotonic())
 
     def reconcile(self, partition: int) -> None:
         """Open an epoch where that is needed, and write again what the history is without.
@@ -121,11 +160,11 @@ class Rewriter:
             redis.ResponseError: Redis refuses; likewise.
         """
         with self._reconciling, self._links.link() as link:
-            open_epoch(link, self._keys, partition)
+            epoch = open_epoch(link, self._keys, partition)
             lineage = self._lineage(link, partition)
             loss = self._compare(link, partition, lineage)
             self._turn(partition, lineage)
-            self.identities[partition] = link.identity
+            self.histories[partition] = (link.identity, b"%b %b" % (link.identity, epoch))
         if loss is not None:
             self._report(loss)
 
@@ -144,7 +183,7 @@ class Rewriter:
         if not lost and not unretained:
             return None
         new = lineage.keys() - self._lineages.get(partition, {}).keys()
-        work = _Work(link, self._keys, partition, new=new, columns=self._columns)
+        work = Rewriting(link, self._keys, partition, new=new, columns=self._columns)
         kept: list[Accepted] = []
         superseded: list[Single] = []
         for single in lost:
@@ -222,8 +261,8 @@ class Rewriter:
     def _report(self, loss: DataLoss) -> None:
         log = logger.error if loss.lost else logger.warning
         log(
-            "%spartition %d: Redis lost accepted entries %s to %s: %d of this process, of which %d were written again "
-            "and %d had been overwritten since; %d more were not kept",
+            "%spartition %d: Redis lost accepted entries %s to %s: %d of this process, of which %d are written again "
+            "and %d not, because others have written the records since; %d more were not kept",
             "DATA LOSS: " if loss.lost else "", loss.partition, loss.first_id, loss.last_id, loss.entries,
             loss.rewritten, loss.superseded, loss.unretained,
         )  # fmt: skip
@@ -235,7 +274,7 @@ class Rewriter:
         """Record in SQL what was lost; not on the way of a write, because the database may be slow to answer."""
         while self._untold:
             loss = self._untold.popleft()
-            self._rows.note_loss(self._keys.namespace, loss, f"writer {socket.gethostname()[:80]}:{os.getpid()}")
+            self._rows.note_loss(self._keys.namespace, loss, self._reporter)
 
     def whereabouts(self, partition: int, entry_id: EntryID) -> tuple[EntryID, bytes] | None:
         """Return where an entry stands now and on which primary, if it was written again."""
@@ -243,109 +282,6 @@ class Rewriter:
         while found is not None and (further := self.moved.get((partition, found[0]))) is not None:
             found = further
         return found
-
-
-class _Work:
-    """Writing lost entries of one partition again, in their order."""
-
-    def __init__(
-        self,
-        link: Link,
-        keys: Keys,
-        partition: int,
-        *,
-        new: Collection[int],
-        columns: Mapping[str, frozenset[str]],
-    ) -> None:
-        self._link = link
-        self._keys = keys
-        self._partition = partition
-        self._columns = columns
-        self._new = new
-        self._read_to = f"{min(new, default=0)}-0"
-        self._first = True
-        self._mine: dict[str, str] = {}
-        self._since: dict[str, list[tuple[EntryID | None, Mutation]]] = {}
-        self._originals: dict[EntryID, EntryID] = {}
-
-    def rewrite(self, single: Single) -> EntryID | None:
-        """Append one entry again; return its ID, or None where others have overwritten it since."""
-        for _ in range(TRIES):
-            versions = [self._version(record) for record in single.records]
-            if not all(self._untouched(*each) for each in zip(single.records, versions, strict=True)):
-                self._read_on()
-                if single.original in self._originals:
-                    # Appended at an earlier try, whose reply was lost.
-                    return self._originals[single.original]
-                if not self._commutes(single):
-                    return None
-            try:
-                entry_id: bytes = self._link.script(REWRITE, self._keys_of(single), self._arguments(single, versions))
-            except redis.ResponseError as error:
-                if refusal(error).code != "CHANGED":
-                    raise
-                continue
-            self._mine.update(dict.fromkeys(single.records, entry_id.decode()))
-            return EntryID.parse(entry_id)
-        return None
-
-    def _version(self, record: str) -> str:
-        reply = self._link.command("HGET", record, ":version")
-        return reply.decode() if reply else ""
-
-    def _untouched(self, record: str, version: str) -> bool:
-        return not version or self._mine.get(record) == version or EntryID.parse(version).epoch not in self._new
-
-    def _commutes(self, single: Single) -> bool:
-        for mutation in decode(single.payload):
-            _, table, key, _ = mutation
-            # What was written again by another writer, and stood before this one, comes before it as it should.
-            since = [
-                other
-                for original, other in self._since.get(self._keys.record(self._partition, table, key), ())
-                if original is None or original > single.original
-            ]
-            if key and not commutes(mutation, since, self._columns.get(table, frozenset())):
-                return False
-        return True
-
-    def _read_on(self) -> None:
-        """Read what was appended to the new history since the last look."""
-        log = self._keys.logs[self._partition]
-        while True:
-            first = self._read_to if self._first else f"({self._read_to}"
-            entries = self._link.command("XRANGE", log, first, "+", "COUNT", PAGE)
-            for entry_id, fields in entries:
-                self._first = False
-                self._read_to = entry_id.decode()
-                self._note(EntryID.parse(entry_id), fields)
-            if len(entries) < PAGE:
-                return
-
-    def _note(self, entry_id: EntryID, fields: list[bytes]) -> None:
-        original = None
-        if len(fields) > 4:  # noqa: PLR2004 - an entry that was written again names its original
-            original = EntryID.parse(fields[5])
-            self._originals[original] = entry_id
-        if str(entry_id) in self._mine.values():
-            return
-        try:
-            mutations = decode(fields[3])
-        except (PayloadError, IndexError):
-            return
-        for mutation in mutations:
-            record = self._keys.record(self._partition, mutation[1], mutation[2])
-            self._since.setdefault(record, []).append((original, mutation))
-
-    def _keys_of(self, single: Single) -> list[str]:
-        return [self._keys.logs[self._partition], self._keys.metas[self._partition], *single.records]
-
-    def _arguments(self, single: Single, versions: list[str]) -> list[object]:
-        operations = [
-            part for op, arguments in single.operations for part in (op, arguments[0] if op in {"a", "n"} else "")
-        ]
-        head = [self._link.identity, str(single.original), single.mutation_id, single.payload, len(single.operations)]
-        return [*head, *versions, *operations]
 
 
 def _again(partition: int, single: Single, entry_id: EntryID) -> Accepted:

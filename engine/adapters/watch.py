@@ -1,5 +1,6 @@
 """Looking for a new history of Redis also while the application writes nothing."""
 
+import logging
 import weakref
 from threading import Event, Thread, current_thread
 
@@ -11,6 +12,9 @@ from writebehind.engine.errors import RedisUnavailable
 __all__ = ["Watch"]
 
 WATCH_SECONDS = 1.0
+STOP_SECONDS_MAX = 5.0
+
+logger = logging.getLogger(__name__)
 
 
 class Watch:
@@ -32,7 +36,8 @@ class Watch:
         self._stopping.set()
         self._wake.set()
         if self._thread is not current_thread():
-            self._thread.join()
+            # A database that does not answer holds nobody up: then the loss stands in the log of this process only.
+            self._thread.join(STOP_SECONDS_MAX)
 
 
 def _watch(known: "weakref.ref[Rewriter]", wake: Event, stopping: Event) -> None:
@@ -50,5 +55,8 @@ def _watch(known: "weakref.ref[Rewriter]", wake: Event, stopping: Event) -> None
         except (RedisUnavailable, redis.ResponseError):
             # The next write says so; until Redis is back there is nothing to write again to.
             continue
+        except Exception:
+            # Whatever it is, it may pass, and the thread must not end with it.
+            logger.exception("looking for a new history of Redis")
         finally:
             del rewriter

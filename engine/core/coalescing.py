@@ -192,6 +192,11 @@ class TableChanges:
         self.touched.add(key)
         self._versions[key] = entry_id
 
+    def pass_over(self, key: str, entry_id: bytes) -> None:
+        """Note that an entry has left its mark on a record, although it changes nothing in SQL."""
+        self.touched.add(key)
+        self._versions[key] = entry_id
+
     def undo(self, key: str) -> Callable[[], None]:
         """Return what takes back all that will have happened to a key, and all rows appended."""
         appended = len(self.appended)
@@ -370,6 +375,17 @@ class Changes:
         self.entries += 1
         self.mutations += len(members)
         return True
+
+    def pass_over(self, members: Sequence[Member], entry_id: bytes) -> None:
+        """Count an entry whose effect SQL has already by another one.
+
+        Raises:
+            KeyError: a mutation names a table that is not declared.
+        """
+        for _, name, key, _ in members:
+            if key:
+                self.table(name).pass_over(key, entry_id)
+        self.entries += 1
 
     def _merge_group(self, members: Sequence[Member], entry_id: bytes) -> bool:
         for op, name, key, values in members:

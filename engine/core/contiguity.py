@@ -43,6 +43,9 @@ def step(position: EntryID, found: EntryID, lineage: Lineage) -> Step:
         if found.sequence <= position.sequence:
             raise ValueError(f"entry {found} does not follow {position}")
         return Step(lost=found.sequence - position.sequence - 1)
+    if found < position and found.epoch in lineage and position.epoch in lineage:
+        # In one history IDs only grow: a group that was rolled back delivers what SQL has already.
+        raise ValueError(f"entry {found} does not follow {position}")
     lost = found.sequence
     epoch = found.epoch
     base: EntryID | None = None

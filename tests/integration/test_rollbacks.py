@@ -258,7 +258,7 @@ def test_records_that_sql_has_newer_are_loaded(
             world.drain()
         assert (world.app.get(accounts, 1) or {}).get("balance") == expected
         assert (world.app.get(accounts, 2) is None) == (op != "insert")
-    world.drain()
+    Flusher(world.app, SETTINGS).run(until=lambda: True)
     with redis.Redis.from_url(server.url) as plain:
         assert plain.hget(world.app.keys.metas[0], "floor") is None
     with world.app.database.connect() as connection:

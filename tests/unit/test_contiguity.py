@@ -42,9 +42,10 @@ def test_a_whole_epoch_can_be_missing() -> None:
     assert step(at("5-3"), at("8-2"), {5: None, 6: at("5-4"), 8: at("6-9")}).lost == 2 + 10 + 1
 
 
-def test_a_smaller_epoch_number_may_follow() -> None:
-    """A primary whose clock is behind opens a smaller number; only the lineage decides."""
-    assert step(at("9-3"), at("7-0"), {9: None, 7: at("9-3")}) == Step(base=at("9-3"))
+def test_what_is_delivered_again_does_not_follow() -> None:
+    """In one history IDs only grow; a group that was rolled back may deliver an earlier epoch again."""
+    with pytest.raises(ValueError, match="does not follow"):
+        step(at("9-3"), at("7-0"), {7: None, 9: at("7-4")})
 
 
 def test_a_log_without_its_past_is_not_known_to_be_whole() -> None:

@@ -1,7 +1,7 @@
 -- Append entries to a partition's log and update the records that they change, as one atomic step.
 --
 -- KEYS  1 log (stream)   2 meta (hash)   3... one record (hash) for each operation but 'a', in order
--- ARGV  1 identity of the primary that this connection speaks to
+-- ARGV  1 identity of the primary that this connection speaks to, and the epoch that the caller knows, with a space
 --       2 client ID      3 stamp: number of this attempt, growing within the client
 --       4 call ID, the stem of the mutation IDs
 --       5 anchor: '' on a first attempt; '+' on one that only has to fence older calls of this client off;
@@ -18,7 +18,7 @@
 --             'a' 1   table                             insert of a row whose key the database makes (takes no key)
 -- Reply the ID of the last entry; the call's entries are contiguous.
 -- Errors, all before any effect on log and records:
---       TIMELINE   the primary is not the one on which the current epoch began, or the log is gone
+--       TIMELINE   the primary or the epoch is not what the caller knows, or the log is gone
 --       FENCED     a later attempt of this client has overtaken this one
 --       UNSEARCHED a retry could not see far enough back to know whether the call stood in the log
 --       RANGE <column>  an increment would leave the column's range
@@ -30,7 +30,7 @@
 
 local log, meta = KEYS[1], KEYS[2]
 local known = redis.call('HMGET', meta, 'identity', 'epoch', 'fence:' .. ARGV[2], 'floor')
-if known[1] ~= ARGV[1] or redis.call('EXISTS', log) == 0 then
+if (known[1] or '') .. ' ' .. (known[2] or '') ~= ARGV[1] or redis.call('EXISTS', log) == 0 then
   -- A log that was deleted must not count from 0 again inside the same epoch.
   return redis.error_reply('TIMELINE the primary changed, or the log is gone')
 end

@@ -34,6 +34,11 @@ if epoch <= floor then epoch = floor + 1 + tonumber(ARGV[2]) end
 local name = string.format('%.0f', epoch)
 redis.call('HSET', meta, 'identity', ARGV[1], 'epoch', name,
   'lineage:' .. name, last .. '@' .. string.format('%.0f', milliseconds))
+local before = string.match(last, '^(%d+)-')
+if before ~= '0' and redis.call('HEXISTS', meta, 'lineage:' .. before) == 0 then
+  -- Somebody has deleted the meta hash: the log itself tells of the epoch before.
+  redis.call('HSET', meta, 'lineage:' .. before, '0-0@0')
+end
 -- Records of earlier epochs are suspect until a flusher has compared this history with SQL.
-if known[2] then redis.call('HSET', meta, 'floor', name) end
+if known[2] or before ~= '0' then redis.call('HSET', meta, 'floor', name) end
 return name
