@@ -87,8 +87,10 @@ class Cursor:
 
         Not for entries of this log: its epochs count as ended as far as they were read, before that is merged.
         """
-        if entry_id in self.rewritten or entry_id in self.rewriting:
-            return True
+        return entry_id in self.rewritten or entry_id in self.rewriting or self.reaches(entry_id)
+
+    def reaches(self, entry_id: EntryID) -> bool:
+        """Tell whether SQL has an entry where it stood; see ``has``."""
         if entry_id.epoch == self.expected.epoch:
             return entry_id.sequence <= self.expected.sequence
         return entry_id.sequence <= self.ended.get(entry_id.epoch, -1)

@@ -35,6 +35,9 @@ ENTRY_BYTES_ASSUMED = 16 * 1024
 ENTRY_FIELDS = 4
 """Names and values of an ordinary entry; one that was written again names its original, too."""
 
+DOUBT = b"?"
+"""Ends the ID of an entry that was lost together with an attempt whose reply was lost."""
+
 LOOK_SECONDS = 1.0
 """How often to look whether a log that gives nothing really has nothing."""
 
@@ -282,7 +285,7 @@ class Intake:
                     continue
                 if not merge(decode(payload), entry_id):
                     return number
-                if again:
+                if again and not fields[5].endswith(DOUBT):
                     originals.append(_origin(fields))
                     cursor.rewriting.add(originals[-1])
         except WriteBehindError as error:
@@ -327,7 +330,16 @@ def _joined(segments: list[Segment]) -> list[Segment]:
 def _is_elsewhere(cursor: Cursor, entry_id: bytes, fields: Sequence[bytes]) -> bool:
     """Tell whether SQL has an entry's effect by another entry."""
     if len(fields) > ENTRY_FIELDS:
-        return cursor.has(_origin(fields))
+        if not fields[5].endswith(DOUBT):
+            return cursor.has(_origin(fields))
+        applied = cursor.reaches(EntryID.parse(fields[5][:-1]))
+        if applied:
+            logger.error(
+                "POSSIBLE DATA LOSS: partition %d: entry %s is passed over: its writer did not hear whether an earlier "
+                "attempt was accepted, and SQL has some of what Redis lost then",
+                cursor.number, entry_id.decode(),
+            )  # fmt: skip
+        return applied
     return EntryID.parse(entry_id) in cursor.rewritten
 
 

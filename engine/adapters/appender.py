@@ -26,6 +26,7 @@ from writebehind.engine.core.appending import (
     append,
 )
 from writebehind.engine.core.keys import Keys
+from writebehind.engine.core.positions import EntryID
 from writebehind.engine.errors import RedisUnavailable, WriteBehindError
 
 __all__ = ["Appender"]
@@ -99,7 +100,8 @@ class Appender:
                 continue
             unknown = isinstance(reply, Refused) and reply.code == "NOSCRIPT"
             try:
-                results.append(self._drive(call, anchor, None if unknown else reply))
+                # Where the reply is lost, the identity's place holds the history that the attempt was made in.
+                results.append(self._drive(call, anchor, None if unknown else reply, identity))
             except Exception as error:  # noqa: BLE001 - handed to the caller, who raises it
                 results.append(error)
         return results
@@ -128,11 +130,12 @@ class Appender:
             self.drop(link)
             if isinstance(error, NOT_EXECUTED):
                 replies.append((link.identity, refusal(error), 0))
-            for call in calls[len(replies) :]:
+            unanswered = calls[len(replies) :]
+            for call in unanswered:
                 self.suspect[call.partition] = self.stamp()
             if not isinstance(error, redis.RedisError):
                 raise
-            return replies + [(b"", Lost(error), 0)] * (len(calls) - len(replies))
+            return replies + [(self.history(link, call.partition), Lost(error), 0) for call in unanswered]
         self.links.give(link)
         return replies
 
@@ -173,9 +176,9 @@ class Appender:
                 self.links.drop_idle()
         return b"0-0"
 
-    def _drive(self, call: Call, anchor: bytes, reply: Reply = None) -> tuple[bytes, bytes]:
+    def _drive(self, call: Call, anchor: bytes, reply: Reply = None, history: bytes = b"") -> tuple[bytes, bytes]:
         protocol = append()
-        performance = _Performance(self, call, anchor)
+        performance = _Performance(self, call, anchor, history if isinstance(reply, Lost) else b"")
         try:
             effect = next(protocol)
             if reply is not None:
@@ -202,7 +205,7 @@ class Appender:
             self.suspect.pop(call.partition, None)
         return reply
 
-    def _history(self, link: Link, partition: int) -> bytes:
+    def history(self, link: Link, partition: int) -> bytes:
         """Return what the script compares: the primary that a link leads to, and the epoch that is known of it."""
         known = self.rewriter.histories.get(partition)
         return known[1] if known is not None and known[0] == link.identity else link.identity + b" 0"
@@ -211,8 +214,18 @@ class Appender:
         """Return a number above those of all attempts before."""
         return next(self._stamps)
 
-    def command(self, link: Link, call: Call, anchor: bytes, stamp: int) -> tuple[Any, ...]:
-        """Return one attempt as a command; an anchor makes it a retry, FENCE_ONLY makes it overtake older calls."""
+    def command(
+        self, link: Link, call: Call, anchor: bytes, stamp: int, doubt: EntryID | None = None
+    ) -> tuple[Any, ...]:
+        """Return one attempt as a command; an anchor makes it a retry, FENCE_ONLY makes it overtake older calls.
+
+        Args:
+            link: where it goes.
+            call: what is appended.
+            anchor: see above.
+            stamp: its number.
+            doubt: the first entry that was lost with the history in which an attempt may have been executed.
+        """
         partition = call.partition
         return (
             b"EVALSHA",
@@ -221,12 +234,12 @@ class Appender:
             self.keys.logs[partition],
             self.keys.metas[partition],
             *call.records,
-            self._history(link, partition),
+            self.history(link, partition),
             self.client_id,
             stamp,
             call.call_id,
             anchor,
-            self.search_entries_max,
+            self.search_entries_max if doubt is None else f"{self.search_entries_max} {doubt}",
             *call.arguments,
         )
 
@@ -239,14 +252,15 @@ class Appender:
 class _Performance:
     """Performs the effects of one call on one link after another."""
 
-    __slots__ = ("_anchor", "_appender", "_call", "_deadline", "_link", "fenced", "identity")
+    __slots__ = ("_anchor", "_appender", "_call", "_deadline", "_histories", "_link", "fenced", "identity")
 
-    def __init__(self, appender: Appender, call: Call, anchor: bytes) -> None:
+    def __init__(self, appender: Appender, call: Call, anchor: bytes, history: bytes) -> None:
         self._appender = appender
         self._anchor = anchor
         self._call = call
         self._link: Link | None = None
         self._deadline: float | None = None
+        self._histories = [history] if history else []
         self.identity = b""
         self.fenced = 0
 
@@ -278,9 +292,16 @@ class _Performance:
         stamp = appender.stamp()
         self.fenced = stamp if effect.retry or self._call.partition in appender.suspect else 0
         anchor = FENCE_ONLY if self.fenced else b""
+        doubt = None
         if effect.retry:
-            anchor = appender.rewriter.anchor(self._call.partition, self._anchor)
-        command = appender.command(link, self._call, anchor, stamp)
+            partition = self._call.partition
+            anchor = appender.rewriter.anchor(partition, self._anchor)
+            for history in self._histories:
+                doubt = appender.rewriter.doubt(partition, history) or doubt
+                if doubt is not None and appender.rewriter.in_sql(partition, doubt):
+                    return Refused("DOUBT", str(doubt))
+        self._histories.append(appender.history(link, self._call.partition))
+        command = appender.command(link, self._call, anchor, stamp, doubt)
         try:
             link.connection.send_packed_command((pack_command(command),), check_health=False)
             return link.receive(disable_decoding=True)  # type: ignore[no-any-return]

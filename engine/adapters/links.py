@@ -27,6 +27,9 @@ __all__ = ["Link", "Links", "open_epoch", "refusal"]
 
 Command = Sequence[Any]
 
+IDLE_SECONDS = 0.005
+"""After this long a connection is looked at before it is used again: its server may have closed it."""
+
 IDENTITY_SECONDS = 1.0
 """How long a connection's primary is taken to be what it was."""
 
@@ -59,13 +62,14 @@ class Link:
         identity: short form of the server's run ID and replication ID, read when the link was made.
     """
 
-    __slots__ = ("connection", "identified_at", "identity", "pid", "receive")
+    __slots__ = ("connection", "identified_at", "identity", "idle_since", "pid", "receive")
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.receive = connection.read_response
         self.identity = b""
         self.identified_at = 0.0
+        self.idle_since = 0.0
         self.pid = os.getpid()
 
     def identify(self) -> None:
@@ -190,8 +194,15 @@ class Links:
             link = self._idle.pop()
         except IndexError:
             return self._new()
-        if time.monotonic() - link.identified_at <= IDENTITY_SECONDS or self._is_same(link):
+        now = time.monotonic()
+        if now - link.identified_at > IDENTITY_SECONDS:
+            good = self._is_same(link)
+        else:
+            # What is sent over a connection that has ended has no known outcome.
+            good = now - link.idle_since < IDLE_SECONDS or not link.stale()
+        if good:
             return link
+        link.close()
         self.drop_idle()
         return self._new()
 
@@ -215,16 +226,15 @@ class Links:
                     return True
         except redis.RedisError:
             # It has ended while it was idle; so have the others, and a new one says what is the matter.
-            link.close()
             return False
         except BaseException:
             link.close()
             raise
-        link.close()
         return False
 
     def give(self, link: Link) -> None:
         """Take a link back, all replies to which have been read."""
+        link.idle_since = time.monotonic()
         self._idle.append(link)
 
     @contextmanager

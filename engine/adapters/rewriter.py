@@ -258,6 +258,28 @@ class Rewriter:
                 known = None
         return b"0-0" if known is None else str(known).encode()
 
+    def doubt(self, partition: int, history: bytes) -> EntryID | None:
+        """Return the first entry that was lost with an earlier history, or None where that one goes on.
+
+        Args:
+            partition: its number.
+            history: what the write script was told when an attempt was lost.
+        """
+        known = self.histories.get(partition)
+        epoch = int(history.rpartition(b" ")[2])
+        if known is None or known[1] == history or not epoch:
+            return None
+        lineage = self._lineages.get(partition, {})
+        end = end_of(epoch, lineage) if epoch in lineage else None
+        return EntryID(epoch, end.sequence + 1 if end is not None and end.epoch == epoch else 0)
+
+    def in_sql(self, partition: int, entry_id: EntryID) -> bool:
+        """Tell whether SQL is known to have an entry; a database that is away tells nothing."""
+        try:
+            return self._rows.applied(self._keys.namespace, partition, entry_id) is True
+        except DatabaseUnavailable:
+            return False
+
     def _report(self, loss: DataLoss) -> None:
         log = logger.error if loss.lost else logger.warning
         log(

@@ -176,6 +176,11 @@ def final(reply: Refused, lost: Exception | None) -> WriteBehindError:
             f"the reply to a write was lost ({lost}) and the log is too long to look for it",
             "the write may be in the log; read the record before you repeat it",
         )
+    if reply.code == "DOUBT":
+        return WriteOutcomeUnknown(
+            f"the reply to a write was lost ({lost}), then Redis lost its tail, and SQL has {reply.text} of that",
+            "the write may be in SQL; read the record before you repeat it",
+        )
     if reply.code == "RANGE":
         return ValidationError(
             f"an increment of column {reply.text} would leave the column's range", "nothing was written"

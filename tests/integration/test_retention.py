@@ -1,6 +1,7 @@
 """The engine writes again what Redis has lost: the window is zero while the service lives, and nothing is doubled."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,17 @@ import redis
 import sqlalchemy as sa
 
 import servers
-from writebehind.engine import DataLoss, DataLossDetected, Durability, EngineSettings, WriteBehind
+from writebehind.drills.proxy import Mishap, Proxy
+from writebehind.engine import (
+    DataLoss,
+    DataLossDetected,
+    Durability,
+    EngineSettings,
+    WriteBehind,
+    WriteOutcomeUnknown,
+)
 from writebehind.engine.adapters.control_tables import rewritten
+from writebehind.engine.adapters.scripts import APPEND
 from writebehind.engine.embedded import EmbeddedRedis
 from writebehind.flushers import FlusherSettings, drain, initialise, status
 
@@ -295,6 +305,65 @@ def test_the_order_among_writers_is_kept(world: World, monkeypatch: pytest.Monke
         assert [(loss.entries, loss.rewritten) for loss in world.losses] == [(1, 1), (1, 1)]
         world.drain()
         assert world.rows() == {1: ("new", 105)}
+
+
+def test_a_lost_reply_and_a_lost_tail(world: World) -> None:
+    """An attempt that SQL may have, and Redis has not, is not made again: its outcome is unknown, and said to be."""
+    with Proxy(int(world.server.url.rpartition(":")[2].partition("/")[0])) as proxy:
+        through = WriteBehind(
+            redis=f"redis://127.0.0.1:{proxy.port}/0",
+            database=world.database,
+            tables=[accounts, events],
+            namespace=world.namespace,
+            partitions=1,
+            settings=EngineSettings(redis_timeout_seconds=2, write_timeout_seconds=10),
+        )
+        with contextlib.closing(through):
+            through.insert(events, {"kind": "warm"})
+            world.drain()
+            size = world.size
+            failed: list[BaseException] = []
+
+            def write() -> None:
+                try:
+                    through.insert(events, {"kind": "once"})
+                except WriteOutcomeUnknown as error:
+                    failed.append(error)
+
+            proxy.inject(Mishap.CUT_AFTER, APPEND.sha)
+            thread = threading.Thread(target=write)
+            thread.start()
+            proxy.wait_for(Mishap.CUT_AFTER)
+            proxy.refuse()
+            deadline = time.monotonic() + DEADLINE_SECONDS
+            while "once" not in world.kinds() and time.monotonic() < deadline:
+                world.drain()
+            world.crash(size)
+            proxy.accept()
+            thread.join()
+            assert len(failed) == 1
+            world.app.links.drop_idle()
+            world.drain()
+            assert world.kinds() == ["once", "warm"]
+
+
+def test_others_that_flushed_and_are_forgotten_by_redis_count(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record that somebody has deleted since, and whose tombstone is flushed, does not come back."""
+    world.app.put(accounts, {"id": 1, "owner": "old", "balance": 10})
+    world.drain()
+    size = world.size
+    monkeypatch.setattr("writebehind.engine.adapters.rewriter.Rewriter.look", lambda _: None)
+    with contextlib.closing(world.engine()) as other:
+        other.start()
+        world.app.put(accounts, {"id": 1, "owner": "lost", "balance": 1})
+        world.crash(size)
+        other.delete(accounts, 1)
+        drain(other, DEADLINE_SECONDS, SETTINGS)
+        world.app.insert(events, {"kind": "wakes it"})
+        (loss,) = world.losses
+        assert (loss.rewritten, loss.superseded) == (0, 1)
+        world.drain()
+        assert world.rows() == {}
 
 
 def test_what_is_not_kept_is_counted(world: World) -> None:

@@ -7,7 +7,7 @@ from writebehind.engine.errors import RedisUnavailable
 
 
 def test_any_number_of_tries_is_as_good_as_the_first() -> None:
-    """While a server is away each try fails for that reason, the hundred-and-first too, where the driver would give up."""
+    """Each fails because the server is away, the hundred-and-first too, where the driver would give up."""
     links = Links("redis://127.0.0.1:1/0", 1.0)
     for _ in range(250):
         with pytest.raises(RedisUnavailable, match="refused"), links.link():

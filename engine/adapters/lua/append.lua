@@ -6,7 +6,8 @@
 --       4 call ID, the stem of the mutation IDs
 --       5 anchor: '' on a first attempt; '+' on one that only has to fence older calls of this client off;
 --         on a retry the entry ID above which the call may already stand
---       6 entries searched at most by a retry
+--       6 entries searched at most by a retry; then, where the history has changed since the lost attempt, a space and the
+--         first entry of the old one that Redis has not: if SQL has that one, it may have the lost attempt, too
 --       7 number of entries      8 '0' where none of them increments
 --       9... for each entry:
 --           payload, number of operations, then for each operation:
@@ -39,6 +40,7 @@ if known[3] and tonumber(known[3]) > tonumber(ARGV[3]) then
 end
 local call = ARGV[4]
 local count = tonumber(ARGV[7])
+local search_max, doubt = string.match(ARGV[6], '^(%d+) ?(.*)$')
 
 -- Whether nothing was trimmed between the anchor and the oldest entry found above it (nil: none is there).
 local function searched_all(oldest)
@@ -79,7 +81,7 @@ elseif ARGV[5] ~= '' then
     if #found > 0 then oldest = found[#found][1] end
     if #found < 256 then break end
     searched = searched + 256
-    if searched >= tonumber(ARGV[6]) then
+    if searched >= tonumber(search_max) then
       return redis.error_reply('UNSEARCHED the log is longer than the search')
     end
     last = '(' .. found[256][1]
@@ -303,7 +305,12 @@ local id
 local at, record = 9, 3
 for entry = 1, count do
   local operations = tonumber(ARGV[at + 1])
-  id = redis.call('XADD', log, epoch, 'm', count == 1 and call or call .. '.' .. entry, 'p', ARGV[at])
+  local mutation = count == 1 and call or call .. '.' .. entry
+  if doubt == '' then
+    id = redis.call('XADD', log, epoch, 'm', mutation, 'p', ARGV[at])
+  else
+    id = redis.call('XADD', log, epoch, 'm', mutation, 'p', ARGV[at], 'o', doubt .. '?')
+  end
   at = at + 2
   for _ = 1, operations do
     local op, size = ARGV[at], tonumber(ARGV[at + 1])
