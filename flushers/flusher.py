@@ -294,6 +294,7 @@ class Flusher:
                 last_id=str(segment.end),
                 entries=0,
                 rewritten=0,
+                applied=0,
                 superseded=0,
                 unretained=segment.lost,
                 from_ms=0,

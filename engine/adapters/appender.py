@@ -293,14 +293,14 @@ class _Performance:
         self.fenced = stamp if effect.retry or self._call.partition in appender.suspect else 0
         anchor = FENCE_ONLY if self.fenced else b""
         doubt = None
+        partition = self._call.partition
         if effect.retry:
-            partition = self._call.partition
             anchor = appender.rewriter.anchor(partition, self._anchor)
             for history in self._histories:
                 doubt = appender.rewriter.doubt(partition, history) or doubt
                 if doubt is not None and appender.rewriter.in_sql(partition, doubt):
                     return Refused("DOUBT", str(doubt))
-        self._histories.append(appender.history(link, self._call.partition))
+        self._histories.append(appender.history(link, partition))
         command = appender.command(link, self._call, anchor, stamp, doubt)
         try:
             link.connection.send_packed_command((pack_command(command),), check_health=False)
@@ -318,7 +318,9 @@ class _Performance:
         try:
             if self._link is None:
                 self._link = appender.links.take()
-            appender.rewriter.meet(self._link.identity, self._call.partition)
+            known = appender.rewriter.histories.get(self._call.partition)
+            if known is None or known[0] != self._link.identity:
+                appender.rewriter.meet(self._link.identity, self._call.partition)
         except (redis.ResponseError, *NOT_EXECUTED) as error:
             return self._refused(refusal(error))
         except (redis.RedisError, RedisUnavailable) as error:

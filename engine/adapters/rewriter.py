@@ -194,6 +194,8 @@ class Rewriter:
             kept.append(_again(partition, single, entry_id))
             for known in {single.entry_id, single.original}:
                 self.moved[partition, known] = (entry_id, link.identity)
+        passed = len(superseded)
+        superseded = self._not_in_sql(partition, superseded)
         for oldest in list(self.moved)[: max(0, len(self.moved) - MOVED_MAX)]:
             del self.moved[oldest]
         with self._lock:
@@ -209,12 +211,23 @@ class Rewriter:
             last_id=str(lost[-1].entry_id if lost else EntryID.parse(dropped or b"0-0")),
             entries=len(lost),
             rewritten=len(kept),
+            applied=passed - len(superseded),
             superseded=len(superseded),
             unretained=unretained,
             from_ms=_made_ms(lost[0]) if lost else 0,
             until_ms=_made_ms(lost[-1]) if lost else 0,
             keys=sorted({(table, key) for single in superseded for _, table, key, _ in decode(single.payload)}),
         )
+
+    def _not_in_sql(self, partition: int, singles: list[Single]) -> list[Single]:
+        """Return the entries that SQL has not applied, neither where they stood last nor where they stood first."""
+        if not singles:
+            return singles
+        try:
+            applied = self._rows.applied_of(self._keys.namespace, [partition])[partition]
+        except DatabaseUnavailable:
+            return singles
+        return [each for each in singles if not (applied.covers(each.entry_id) or applied.covers(each.original))]
 
     def _unretained(self, partition: int, dropped: bytes, lineage: Lineage) -> tuple[int, EntryID | None]:
         """Count what was lost and is not kept any more: down to the end of its epoch, or to what SQL has."""
@@ -284,9 +297,9 @@ class Rewriter:
         log = logger.error if loss.lost else logger.warning
         log(
             "%spartition %d: Redis lost accepted entries %s to %s: %d of this process, of which %d are written again "
-            "and %d not, because others have written the records since; %d more were not kept",
+            "and %d not, because others have written the records since; SQL has %d of these; %d more were not kept",
             "DATA LOSS: " if loss.lost else "", loss.partition, loss.first_id, loss.last_id, loss.entries,
-            loss.rewritten, loss.superseded, loss.unretained,
+            loss.rewritten, loss.superseded + loss.applied, loss.applied, loss.unretained,
         )  # fmt: skip
         self._untold.append(loss)
         self.wake.set()

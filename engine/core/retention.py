@@ -39,7 +39,8 @@ class DataLoss:
         last_id: the last entry lost.
         entries: how many of this engine's own entries Redis lost.
         rewritten: how many of them were written again; those that SQL had applied before take effect once.
-        superseded: how many were not, because others have overwritten them since.
+        applied: how many were not, because others have written the records since, and SQL has them.
+        superseded: how many were not, because others have written the records since, and SQL does not have them.
         unretained: how many entries of the partition, of this engine and of others, were lost that this engine no
             longer keeps and SQL has not applied.
         from_ms: when the first one kept was made, in milliseconds since 1970 on this machine's clock; 0 for unknown.
@@ -52,6 +53,7 @@ class DataLoss:
     last_id: str
     entries: int
     rewritten: int
+    applied: int
     superseded: int
     unretained: int
     from_ms: int

@@ -40,7 +40,7 @@ if known[3] and tonumber(known[3]) > tonumber(ARGV[3]) then
 end
 local call = ARGV[4]
 local count = tonumber(ARGV[7])
-local search_max, doubt = string.match(ARGV[6], '^(%d+) ?(.*)$')
+local doubt = ''
 
 -- Whether nothing was trimmed between the anchor and the oldest entry found above it (nil: none is there).
 local function searched_all(oldest)
@@ -68,6 +68,8 @@ end
 if ARGV[5] == '+' then
   redis.call('HSET', meta, 'fence:' .. ARGV[2], ARGV[3])
 elseif ARGV[5] ~= '' then
+  local search_max
+  search_max, doubt = string.match(ARGV[6], '^(%d+) ?(.*)$')
   local last, searched, length = '+', 0, #call
   local oldest
   while true do
