@@ -1,6 +1,7 @@
 # Everything runs in .venv, without root and without containers. `make PYTHON=python3.13 setup` picks another Python.
 PYTHON ?= python3
 ARGS ?=
+SEEDS ?= 2000
 FAULTS ?= 200
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ STAMP := $(VENV)/.stamp
 ROOMS := engine flushers recovery drills bench examples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types imports bench campaign mutants build clean
+.PHONY: help setup demo test lint types imports bench campaign mutants simulate build clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +47,9 @@ bench: setup ## Measure (ARGS=...)
 
 campaign: setup ## Inject random faults on all servers found here (FAULTS=200, ARGS="--seconds 600 --seed 1")
 	$(BIN)/writebehind drill campaign --faults $(FAULTS) $(ARGS)
+
+simulate: setup ## Run many histories in the simulator (SEEDS=2000, ARGS="--seed 17")
+	PYTHONPATH=tests $(BIN)/python -P -m simulator --seeds $(SEEDS) $(ARGS)
 
 mutants: setup ## Plant faults in the code and see that the tests notice
 	$(BIN)/python tests/mutants/run.py

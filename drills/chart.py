@@ -20,6 +20,8 @@ CHARACTER = 6.3
 """Width of a character of the labels, roughly; rather too much, so that they do not touch."""
 LABEL_MAX = 58
 TICKS = 4
+ROWS_MAX = 4
+"""With more rows of labels than this, numbers stand in their place."""
 
 
 class _Scale:
@@ -39,9 +41,12 @@ def chart(result: Result) -> str:
     points = result.points
     if len(points) < 2:  # noqa: PLR2004 - a line has two ends
         return ""
-    labels = _labels(result.incidents)
     x = _Scale(0.0, max(points[-1][0], *(end for _, _, end in _spans(result.incidents)), 0.0), LEFT, WIDTH - RIGHT)
+    labels = _labels(result.incidents)
     rows = _rows(labels, x)
+    if max(rows, default=0) >= ROWS_MAX:
+        labels = _numbers(result.incidents)
+        rows = _rows(labels, x)
     top = 8 + ROW * (max(rows, default=-1) + 1) + 6
     main = _Scale(0, max(point[1] for point in points) * 1.05, top + MAIN, top)
     low = top + MAIN + GAP
@@ -55,6 +60,8 @@ def chart(result: Result) -> str:
         _area([(x(at), lag(seconds)) for at, _, _, seconds in points], lag(0), "lag"),
         *_marks(result.incidents, x, low + LAG),
         *_texts(labels, rows, x, low + LAG),
+        f'<text class="axis" x="{LEFT}" y="{top - 4}">writes</text>',
+        f'<text class="axis" x="{LEFT}" y="{low - 4}">lag of SQL</text>',
     ]
     title = escape(f"Timeline of {result.name}: acknowledged and committed writes, lag, faults")
     return (
@@ -88,8 +95,6 @@ def _grid(x: _Scale, main: _Scale, lag: _Scale, bottom: float) -> Iterator[str]:
     for value in _ticks(x.high, 10):
         yield f'<line class="tick" x1="{x(value)}" y1="{bottom}" x2="{x(value)}" y2="{bottom + 4}"/>'
         yield f'<text class="number" x="{x(value)}" y="{bottom + 17}" text-anchor="middle">{value:g} s</text>'
-    yield f'<text class="axis" x="{LEFT}" y="{main(main.high) - 4}">writes</text>'
-    yield f'<text class="axis" x="{LEFT}" y="{lag(lag.high) - 4}">lag of SQL</text>'
 
 
 def _marks(incidents: Sequence[IncidentResult], x: _Scale, bottom: float) -> Iterator[str]:
@@ -114,6 +119,11 @@ def _labels(incidents: Sequence[IncidentResult]) -> list[tuple[float, str]]:
     ]
 
 
+def _numbers(incidents: Sequence[IncidentResult]) -> list[tuple[float, str]]:
+    """Number the incidents, as the table below the picture does."""
+    return [(incident.notes[0][0], str(number)) for number, incident in enumerate(incidents, 1) if incident.notes]
+
+
 def _rows(labels: Sequence[tuple[float, str]], x: _Scale) -> list[int]:
     """Give each label a row in which it touches no other."""
     ends: list[float] = []
@@ -132,12 +142,13 @@ def _extent(at: float, text: str) -> tuple[float, float]:
 
 
 def _texts(labels: Sequence[tuple[float, str]], rows: Sequence[int], x: _Scale, bottom: float) -> Iterator[str]:
-    """Write what happened, each with a line down to the axis."""
+    """Write what happened, each with a line down to the axis; the lines first, so that no text is struck through."""
+    for (at, _), row in zip(labels, rows, strict=True):
+        yield f'<line class="fault" x1="{x(at)}" y1="{ROW * (row + 1) - 2}" x2="{x(at)}" y2="{bottom}"/>'
     for (at, text), row in zip(labels, rows, strict=True):
         begin, _ = _extent(x(at), text)
         left = begin >= x(at)
         y = 8 + ROW * (row + 1)
-        yield f'<line class="fault" x1="{x(at)}" y1="{y - 10}" x2="{x(at)}" y2="{bottom}"/>'
         yield (
             f'<text class="label" x="{x(at) + (4 if left else -4)}" y="{y}" '
             f'text-anchor="{"start" if left else "end"}">{escape(text)}</text>'

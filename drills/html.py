@@ -37,6 +37,7 @@ section header .meta { margin-left: auto; }
 svg { width: 100%; height: auto; display: block; margin: 12px 0 2px; }
 svg text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; fill: var(--ink); }
 svg .number { fill: var(--soft); } svg .axis { fill: var(--soft); font-weight: 600; } svg .label { fill: var(--fault); }
+svg .axis, svg .label { paint-order: stroke; stroke: #ffffff; stroke-width: 5px; stroke-linejoin: round; }
 svg .grid { stroke: #e9edf1; } svg .tick { stroke: #9aa5b1; } svg polyline { fill: none; stroke-width: 1.8; }
 svg .acknowledged { stroke: var(--acked); } svg .committed { stroke: var(--done); } svg .lag { stroke: var(--lag); }
 svg .committed-area { fill: #14935f22; } svg .lag-area { fill: #c06a0022; } svg .outage { fill: #c0392b14; }
@@ -171,10 +172,12 @@ def _incidents(result: Result) -> Iterator[str]:
         return
     yield '<div class="scroll"><table><thead><tr><th>fault</th><th>at</th><th>noticed</th><th>taken over</th>'
     yield "<th>recovered</th></tr></thead><tbody>"
-    for incident in result.incidents:
+    for number, incident in enumerate(result.incidents, 1):
         at = f"{incident.notes[0][0]:.2f} s" if incident.notes else "-"
-        yield f'<tr><td class="wrap">{_told(incident)}</td><td>{at}</td><td>{seconds(incident.detected_seconds)}</td>'
-        yield f"<td>{seconds(incident.taken_over_seconds)}</td><td>{seconds(incident.recovered_seconds)}</td></tr>"
+        yield f'<tr><td class="wrap">{number}. {_told(incident)}</td><td>{at}</td>'
+        for moment in (incident.detected_seconds, incident.taken_over_seconds, incident.recovered_seconds):
+            yield f"<td>{seconds(moment)}</td>"
+        yield "</tr>"
     yield "</tbody></table></div>"
 
 

@@ -124,6 +124,13 @@ class OwnRedis:
         hard = prlimit(self.server.pid, resource.RLIMIT_FSIZE)[1]
         prlimit(self.server.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY if size is None else size, hard))
 
+    def mend(self) -> None:
+        """Run, with room in memory and on disk. Repeat: harmless."""
+        self.server.start()
+        self.limit_files(None)
+        with self.client() as client:
+            client.config_set("maxmemory", 0)
+
     def follow(self, host: str, port: int) -> None:
         """Make it a replica, and wait until it has everything.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import redis as redis_client
 import sqlalchemy as sa
+from msgspec import structs
 
 from writebehind.drills import journal
 from writebehind.drills.checkers import Allowance, Check
@@ -57,9 +58,16 @@ def play(plan: Plan, sql: SqlServer | None = None) -> Result:
             try:
                 return _play(stage, begun)
             except TROUBLE as error:
-                return _broken(stage, begun, error)
+                reason = f"the drill came to no end: {type(error).__name__}: {error}"
+                return structs.replace(
+                    _failed(plan, begun, reason),
+                    incidents=[_incident(each, begun) for each in stage.incidents],
+                    trouble=_last_words(stage),
+                )
     except ConfigurationError as error:
         return refused(plan.name, plan.summary, plan.promise, str(error))
+    except TROUBLE as error:
+        return _failed(plan, begun, f"the stage could not be set: {type(error).__name__}: {error}")
 
 
 def _play(stage: Stage, begun: float) -> Result:
@@ -72,6 +80,7 @@ def _play(stage: Stage, begun: float) -> Result:
     stage.load(plan.load_seconds)
     for fault in plan.faults:
         stage.load(PAUSE_SECONDS_MAX * stage.chance.random())
+        stage.keep_running()
         _strike(stage, fault)
     stage.load(plan.load_seconds)
     if stage.service is not None:
@@ -93,19 +102,17 @@ def _play(stage: Stage, begun: float) -> Result:
     return _result(stage, (begun, zero), about, Found(told, flushed, checks))
 
 
-def _broken(stage: Stage, begun: float, error: BaseException) -> Result:
+def _failed(plan: Plan, begun: float, reason: str) -> Result:
     """Return the result of a drill that came to no end."""
     return Result(
-        name=stage.plan.name,
-        summary=stage.plan.summary,
-        promise=stage.plan.promise,
+        name=plan.name,
+        summary=plan.summary,
+        promise=plan.promise,
         verdict=Verdict.FAILED,
-        reason=f"the drill came to no end: {type(error).__name__}: {error}",
-        seed=stage.plan.seed,
-        replay=stage.plan.replay,
+        reason=reason,
+        seed=plan.seed,
+        replay=plan.replay,
         seconds=round(time.monotonic() - begun, 2),
-        incidents=[_incident(each, begun) for each in stage.incidents],
-        trouble=_last_words(stage),
     )
 
 
@@ -124,6 +131,7 @@ def _strike(stage: Stage, fault: Fault) -> None:
     except TROUBLE as error:
         logger.warning("%s: %s", fault.name, error)
         incident.error = f"{type(error).__name__}: {error}"
+        stage.mend()
 
 
 def _allowed(incidents: Sequence[Incident]) -> Allowance:

@@ -109,13 +109,47 @@ class Stage:
         """
         deadline = time.monotonic() + SERVICE_SECONDS_MAX
         while True:
-            holders = {row.holder for row in status(self.app).partitions if row.holder}
+            holders = self._holders()
             serving = [each for each in self.flushers if any(f":{each.pid}:" in holder for holder in holders)]
             if serving:
                 return self.chance.choice(serving)
             if time.monotonic() > deadline:
                 raise TransientError("no flusher holds a partition", "look at the flushers' logs")
             time.sleep(POLL_SECONDS)
+
+    def _holders(self) -> set[str]:
+        try:
+            return {row.holder for row in status(self.app).partitions if row.holder}
+        except TransientError:
+            return set()  # a server that was restarted closes the connections that were idle
+
+    def mend(self) -> None:
+        """Make everything as it should be: servers and processes run, connections flow, nothing is full.
+
+        Repeat: harmless. A process that had ended by itself is noted as trouble, and started again like any service.
+        """
+        for lines in filter(None, (self.redis_lines, self.sql_lines, self.link)):
+            for line in lines:
+                line.withdraw()
+                line.latency_seconds = 0.0
+                line.break_half_open()
+                line.accept()
+        for redis in (self.redis, self.replica):
+            if isinstance(redis, OwnRedis):
+                redis.mend()
+        if self.sql.has_process:
+            self.sql.start()
+        for child in self.children():
+            if child.running:
+                child.thaw()
+        self.keep_running()
+
+    def keep_running(self) -> None:
+        """Start again what has ended by itself, as any supervisor does; that it ended stays noted."""
+        for flusher in self.flushers:
+            flusher.start()
+        if self.service is not None and not self.service.running:
+            self.start_service()
 
     def own_redis(self) -> OwnRedis:
         """Return the primary as a server that may be killed.

@@ -134,7 +134,7 @@ def check_all(stage: Stage, told: Told, flushed: Flushed, troubles: Sequence[str
         checkers.bank(operations, stored, balances, snapshots, OPENING_BALANCE),
         checkers.tails(*_tails(stage)),
         checkers.fencing(_audit(stage, snapshots)),
-        checkers.convergence(*_read_and_rows(stage, operations)),
+        _convergence(stage, operations),
         checkers.liveness(flushed.backlog, flushed.seconds, flushed.halted, troubles),
     ]
     lost = sum(len(each.lost) + each.lost_unnamed for each in found)
@@ -214,6 +214,14 @@ def _tails(stage: Stage) -> tuple[dict[str, EntryID], dict[str, EntryID]]:
         found: list[Any] = pipeline.execute()
     versions = {name: EntryID.parse(version) for name, version in zip(names, found, strict=True) if version}
     return versions, newest
+
+
+def _convergence(stage: Stage, operations: Sequence[Operation]) -> Check:
+    """Run K7; reads that are not answered are no agreement."""
+    try:
+        return checkers.convergence(*_read_and_rows(stage, operations))
+    except WriteBehindError as error:
+        return Check("K7", "reads and rows are the same", passed=False, detail=f"{type(error).__name__}: {error}")
 
 
 def _read_and_rows(stage: Stage, operations: Sequence[Operation]) -> tuple[dict[Hashable, Row], dict[Hashable, Row]]:

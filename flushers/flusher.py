@@ -412,7 +412,7 @@ class Flusher:
                 self.cursors[lease.partition] = self._cursor(lease)
             self._tended_at = time.monotonic()
         except sa.exc.SQLAlchemyError as error:
-            if classify(error, committing=False) not in PASSING:
+            if classify(error, committing=False) not in PASSING | {Failure.TIMEOUT}:
                 raise ConfigurationError(
                     f"the control tables cannot be used: {describe(error)}", "run 'writebehind init', check permissions"
                 ) from error

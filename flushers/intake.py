@@ -154,6 +154,7 @@ class Intake:
             or first.sequence != start.sequence + 1
             or last.epoch != start.epoch
             or last.sequence - start.sequence != len(entries)
+            or cursor.expected.epoch != start.epoch
         ):
             judged = self._judge(cursor, entries)
             if judged is None:

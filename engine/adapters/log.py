@@ -165,9 +165,8 @@ class Log:
         commands = []
         for epoch, following in pairwise(epochs):
             base = lineage[following]
-            if base is not None:  # else the log was deleted, and nothing of before can come back
-                first = f"({base}" if base.epoch == epoch else f"{epoch}-0"
-                commands.append(("XRANGE", self._keys.logs[partition], first, f"({following}-0"))
+            first = f"({base}" if base is not None and base.epoch == epoch else f"{epoch}-0"
+            commands.append(("XRANGE", self._keys.logs[partition], first, f"({following}-0"))
         found: list[bytes] = []
         for reply in link.pipeline(commands) if commands else ():
             if isinstance(reply, redis.ResponseError):

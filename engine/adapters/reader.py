@@ -30,6 +30,7 @@ class _Wanted:
     partition: int
     key_values: dict[str, Any]
     overlay: dict[str, Any]
+    version: bytes | None = None
 
 
 class Reader:
@@ -73,11 +74,12 @@ class Reader:
         for key in found:
             key_text, spread, values = declared.plan.key_only(key)
             waiting[key] = _Wanted(key_text, partition_of(spread, self._keys.partitions), values, {})
-        to_load: dict[Any, _Wanted] = {}
         begun = time.monotonic()
         pause = PAUSE_SECONDS
         while waiting:
+            to_load: dict[Any, _Wanted] = {}
             waiting = self._look(declared, waiting, found, to_load, ask_sql=self._overdue(begun))
+            waiting |= self._load(declared, to_load, found)
             if waiting:
                 if time.monotonic() - begun > self._timeout_seconds:
                     raise ReadTimeout(
@@ -86,12 +88,38 @@ class Reader:
                     )
                 time.sleep(pause)
                 pause = min(2 * pause, PAUSE_SECONDS_MAX)
-        if to_load:
-            rows = self._rows.load(declared, {wanted.key_text: wanted.key_values for wanted in to_load.values()})
-            for key, wanted in to_load.items():
-                row = rows.get(wanted.key_text)
-                found[key] = None if row is None else {**row, **wanted.overlay}
         return found
+
+    def _load(
+        self, declared: DeclaredTable, to_load: Mapping[Any, _Wanted], found: dict[Any, dict[str, Any] | None]
+    ) -> dict[Any, _Wanted]:
+        """Load rows and lay overlays over them; return the records that were written meanwhile.
+
+        An overlay lies over the row that it was made for: over a later one it might show what never was.
+        """
+        if not to_load:
+            return {}
+        rows = self._rows.load(declared, {wanted.key_text: wanted.key_values for wanted in to_load.values()})
+        overlaid = {key: wanted for key, wanted in to_load.items() if wanted.overlay}
+        versions: list[Any] = []
+        if overlaid:
+            name = declared.entity.name
+            with self._links.link() as link:
+                versions = link.pipeline(
+                    [
+                        ("HGET", self._keys.record(wanted.partition, name, wanted.key_text), ":version")
+                        for wanted in overlaid.values()
+                    ]
+                )
+        again = {
+            key: wanted
+            for (key, wanted), version in zip(overlaid.items(), versions, strict=True)
+            if version != wanted.version
+        }
+        for key, wanted in to_load.items():
+            row = rows.get(wanted.key_text)
+            found[key] = None if row is None else {**row, **wanted.overlay}
+        return again
 
     def _look(
         self,
@@ -156,6 +184,7 @@ class Reader:
                 still[key] = wanted
                 continue
             wanted.overlay = declared.plan.decode_fields(fields) if state is Standing.OVERLAY else {}
+            wanted.version = fields.get(b":version")
             to_load[key] = wanted
         return still
 

@@ -175,11 +175,12 @@ class Rewriter:
     def _compare(self, link: Link, partition: int, lineage: Lineage) -> DataLoss | None:
         with self._lock:
             accepted = self._ring.of(partition)
-            dropped = self._ring.dropped.get(partition)
+            dropped = [EntryID.parse(last) for last in self._ring.dropped.get(partition, {}).values()]
         gone = [each for each in accepted if is_lost(EntryID.parse(each.last), lineage)]
         lost = sorted((single for each in gone for single in each.singles()), key=lambda single: single.entry_id)
         lost = [single for single in lost if is_lost(single.entry_id, lineage)]
-        unretained, before = self._unretained(partition, dropped, lineage) if dropped else (0, None)
+        beyond = [each for each in dropped if is_lost(each, lineage)]
+        unretained, before = self._unretained(partition, beyond, lineage) if beyond else (0, None)
         if not lost and not unretained:
             return None
         new = lineage.keys() - self._lineages.get(partition, {}).keys()
@@ -203,12 +204,13 @@ class Rewriter:
             self._ring.remove(lambda each: id(each) in replaced)
             for each in kept:
                 self._ring.add(each)
-            self._ring.dropped.pop(partition, None)
+            for each in beyond:
+                self._ring.dropped.get(partition, {}).pop(b"%d" % each.epoch, None)
         first = lost[0].entry_id if lost else before
         return DataLoss(
             partition=partition,
             first_id=str(before or first),
-            last_id=str(lost[-1].entry_id if lost else EntryID.parse(dropped or b"0-0")),
+            last_id=str(lost[-1].entry_id if lost else max(beyond)),
             entries=len(lost),
             rewritten=len(kept),
             applied=passed - len(superseded),
@@ -229,23 +231,29 @@ class Rewriter:
             return singles
         return [each for each in singles if not (applied.covers(each.entry_id) or applied.covers(each.original))]
 
-    def _unretained(self, partition: int, dropped: bytes, lineage: Lineage) -> tuple[int, EntryID | None]:
-        """Count what was lost and is not kept any more: down to the end of its epoch, or to what SQL has."""
-        last = EntryID.parse(dropped)
-        if not is_lost(last, lineage):
-            return 0, None
-        end = end_of(last.epoch, lineage) if last.epoch in lineage else None
-        known = end.sequence if end is not None and end.epoch == last.epoch else -1
+    def _unretained(self, partition: int, beyond: list[EntryID], lineage: Lineage) -> tuple[int, EntryID | None]:
+        """Count what was lost and is not kept any more, and name the first of it.
+
+        Args:
+            partition: its number.
+            beyond: of each epoch, the last entry that was lost and is not kept.
+            lineage: the new history's.
+        """
         try:
             applied = self._rows.applied_of(self._keys.namespace, [partition])[partition]
         except DatabaseUnavailable:
             applied = None
-        if applied is not None:
-            in_sql = (
-                applied.offset.sequence if applied.offset.epoch == last.epoch else applied.ended.get(last.epoch, -1)
-            )
-            known = max(known, in_sql)
-        return max(0, last.sequence - known), EntryID(last.epoch, known + 1) if last.sequence > known else None
+        count, first = 0, None
+        for last in sorted(beyond, reverse=True):
+            end = end_of(last.epoch, lineage) if last.epoch in lineage else None
+            known = end.sequence if end is not None and end.epoch == last.epoch else -1
+            if applied is not None:
+                here = applied.offset.epoch == last.epoch
+                known = max(known, applied.offset.sequence if here else applied.ended.get(last.epoch, -1))
+            if last.sequence > known:
+                count += last.sequence - known
+                first = EntryID(last.epoch, known + 1)
+        return count, first
 
     def _turn(self, partition: int, lineage: Lineage) -> None:
         """Remember the new history, and where it leaves the one known before."""

@@ -51,6 +51,7 @@ class Rewriting:
         self._columns = columns
         self._new = new
         self._read_to = EntryID(min(new, default=1) - 1, SEQUENCE_MAX)
+        self._trimmed = False
         self._mine: dict[str, str] = {}
         self._my_ids: set[EntryID] = set()
         self._since: dict[str, list[tuple[EntryID | None, Mutation]]] = {}
@@ -71,7 +72,8 @@ class Rewriting:
                 if single.original in self._originals:
                     # Appended at an earlier try, whose reply was lost.
                     return self._originals[single.original]
-                if not self._commutes(single):
+                unseen = self._trimmed and not all(versions)
+                if unseen or not self._commutes(single):
                     return None
             try:
                 entry_id: bytes = self._link.script(REWRITE, self._keys_of(single), self._arguments(single, versions))
@@ -114,15 +116,23 @@ class Rewriting:
         return True
 
     def _read_on(self) -> None:
-        """Read what was appended to the new history since the last look."""
+        """Read what was appended to the new history since the last look, and note whether some of it is trimmed."""
         log = self._keys.logs[self._partition]
+        info = self._link.command("XINFO", "STREAM", log)
+        last = EntryID.parse(dict(zip(info[::2], info[1::2], strict=False))[b"last-generated-id"])
         while True:
             entries = self._link.command("XRANGE", log, f"({self._read_to}", "+", "COUNT", PAGE)
-            for entry_id, fields in entries:
-                self._read_to = EntryID.parse(entry_id)
-                self._note(self._read_to, fields)
+            for raw_id, fields in entries:
+                entry_id = EntryID.parse(raw_id)
+                follows = entry_id.epoch == self._read_to.epoch and entry_id.sequence == self._read_to.sequence + 1
+                self._trimmed = self._trimmed or not (follows or entry_id.sequence == 0)
+                self._read_to = entry_id
+                self._note(entry_id, fields)
             if len(entries) < PAGE:
-                return
+                break
+        if last > self._read_to:
+            self._trimmed = True
+            self._read_to = last
 
     def _note(self, entry_id: EntryID, fields: list[bytes]) -> None:
         original = None

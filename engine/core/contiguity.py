@@ -81,17 +81,10 @@ def begin(offset: EntryID, earlier: Mapping[int, EntryID], lineage: Lineage) -> 
         lineage: the log's own.
 
     Returns:
-        The offset, where its epoch belongs to the log's history; else the last applied entry of the latest epoch
-        that does; ``ORIGIN`` where none does.
+        The last applied entry of the latest epoch that belongs to the log's history; ``ORIGIN`` where none does.
     """
-    position = offset
-    seen: set[int] = set()
-    while position.epoch not in lineage and position != ORIGIN:
-        if position.epoch in seen or position.epoch not in earlier:
-            return ORIGIN
-        seen.add(position.epoch)
-        position = earlier[position.epoch]
-    return position
+    # IDs of one history only grow: the furthest one is where SQL stands in this one, whichever primaries took turns.
+    return max((applied for applied in (offset, *earlier.values()) if applied.epoch in lineage), default=ORIGIN)
 
 
 def ahead(offset: EntryID, earlier: Mapping[int, EntryID], lineage: Lineage) -> int | None:

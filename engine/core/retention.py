@@ -26,6 +26,9 @@ ITEM_BYTES = 300
 ARGUMENT_BYTES = 60
 """What CPython takes, roughly, for a call and for each of its arguments."""
 
+EPOCHS_MAX = 100
+"""Epochs of which it is remembered where the last dropped entry stood."""
+
 ADDING = frozenset({Op.INCREMENT, Op.PATCH})
 
 
@@ -148,12 +151,12 @@ class Ring:
         seconds_max: how long each is kept.
 
     Attributes:
-        dropped: by partition, the last entry that is no longer kept.
+        dropped: by partition and epoch, the last entry that is no longer kept.
     """
 
     bytes_max: int
     seconds_max: float
-    dropped: dict[int, bytes] = field(default_factory=dict)
+    dropped: dict[int, dict[bytes, bytes]] = field(default_factory=dict)
     _calls: deque[Accepted] = field(default_factory=deque)
     _bytes: int = 0
 
@@ -174,11 +177,14 @@ class Ring:
 
     def _drop(self, accepted: Accepted) -> None:
         self._bytes -= accepted.size
-        self.dropped[accepted.call.partition] = accepted.last
+        known = self.dropped.setdefault(accepted.call.partition, {})
+        known[accepted.last.partition(b"-")[0]] = accepted.last
+        if len(known) > EPOCHS_MAX:
+            del known[next(iter(known))]
 
     def partitions(self) -> set[int]:
-        """Return the partitions of which something is kept."""
-        return {accepted.call.partition for accepted in self._calls}
+        """Return the partitions of which something is kept, or was."""
+        return {accepted.call.partition for accepted in self._calls} | self.dropped.keys()
 
     def of(self, partition: int) -> list[Accepted]:
         """Return what is kept of a partition, in the order of acceptance."""

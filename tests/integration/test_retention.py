@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -264,7 +264,7 @@ def test_what_others_have_written_since_stays(  # noqa: PLR0917
     world.drain()
     size = world.size
     with contextlib.closing(world.engine()) as other:
-        writes = {
+        writes: dict[str, Callable[..., Any]] = {
             "put": lambda app, owner, balance: app.put(accounts, {"id": 1, "owner": owner, "balance": balance}),
             "increment": lambda app, _, balance: app.increment(accounts, 1, {"balance": balance}),
             "patch": lambda app, owner, _: app.patch(accounts, 1, {"owner": owner}),

@@ -22,11 +22,13 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+import servers
 from writebehind.engine import EngineSettings, ReadTimeout, RedisUnavailable, WriteBehind
 from writebehind.engine.adapters.control_tables import flushers, partitions
 from writebehind.engine.adapters.log import Acknowledgement, Log
 from writebehind.engine.core.partitioning import partition_of
 from writebehind.engine.core.positions import ORIGIN
+from writebehind.engine.embedded import EmbeddedRedis
 from writebehind.flushers import Flusher, FlusherSettings, initialise, status
 from writebehind.flushers.batch import Batch
 from writebehind.flushers.flush import Effect, Fenced
@@ -34,7 +36,6 @@ from writebehind.recovery import reclaim, takeover
 
 if TYPE_CHECKING:
     from conftest import OwnRedisFactory
-    from servers import OwnRedis
 
 PARTITIONS = 2
 KEYS = (1, 2)
@@ -312,7 +313,7 @@ class Crashes(RuleBasedStateMachine):
         directory: where databases go.
     """
 
-    def __init__(self, server: "OwnRedis", directory: Path) -> None:
+    def __init__(self, server: EmbeddedRedis, directory: Path) -> None:
         super().__init__()
         self.server = server
         self.model = Model()
@@ -560,7 +561,7 @@ class Abandoned(Exception):
     """The block of an atomic group fails."""
 
 
-def appended(server: "OwnRedis") -> Path:
+def appended(server: EmbeddedRedis) -> Path:
     """Return the file that a server appends its writes to."""
     (newest,) = server.directory.glob("data/appendonlydir/*.incr.aof")
     return newest
@@ -590,7 +591,8 @@ def lose_a_reply(app: WriteBehind) -> None:
 def test_crashes(own_redis: "OwnRedisFactory", tmp_path: Path) -> None:
     """Reads and SQL equal a dict, whatever was written and whoever was killed."""
     # Without fsync each write is with the operating system before its reply; with everysec not always.
-    server = own_redis({"appendfsync": "no"})
+    server = own_redis({"appendfsync": "no"}, binary=servers.newest_redis_binary())
+    assert isinstance(server, EmbeddedRedis)
     machine: Any = lambda: Crashes(server, tmp_path)  # noqa: E731 - typed as a class, but only called
     run_state_machine_as_test(machine, settings=bounds())
 

@@ -49,7 +49,7 @@ def test_the_ring_is_bounded_in_bytes() -> None:
     for number in range(5):
         ring.add(Accepted(call(number % 2), b"5-%d" % number, 0.0))
     assert [each.last for each in [*ring.of(0), *ring.of(1)]] == [b"5-2", b"5-4", b"5-3"]
-    assert ring.dropped == {0: b"5-0", 1: b"5-1"}
+    assert ring.dropped == {0: {b"5": b"5-0"}, 1: {b"5": b"5-1"}}
 
 
 def test_the_ring_is_bounded_in_age() -> None:
@@ -62,8 +62,9 @@ def test_the_ring_is_bounded_in_age() -> None:
     ring.expire(20.0)
     assert ring.partitions() == {0}
     ring.expire(22.0)
-    assert ring.partitions() == set()
-    assert ring.dropped == {0: b"5-2"}
+    assert ring.of(0) == []
+    assert ring.dropped == {0: {b"5": b"5-2"}}
+    assert ring.partitions() == {0}
 
 
 def test_a_call_is_taken_apart() -> None:

@@ -1,0 +1,433 @@
+"""What must hold, and whoever sees everything checks it: each entry ever accepted, each commit, each promise.
+
+While it happens: an entry ID names one entry for ever; a commit is of the holder of the lease; no entry takes effect
+twice, or out of its order, or otherwise than one by one; a read returns what SQL and the log together said at some
+moment while it ran. At the end: every acknowledged write is in SQL unless a rollback of Redis took it, nothing said to
+be refused was written, SQL is what the entries give, and reads say the same.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from simulator.database import Database, Session
+from simulator.loop import Loop, Process
+from simulator.naive import Contents, apply_entry
+from simulator.records import Entry, Place, Violation, Watch, Write
+from simulator.redis_keyspace import StreamID, parse_id
+from simulator.redis_node import Node, Unit
+from simulator.redis_service import Service
+from simulator.schema import TABLES
+from simulator.trace import Trace
+from writebehind.engine import Durability
+from writebehind.engine.core.keys import Keys
+from writebehind.engine.core.payload import decode
+from writebehind.engine.core.retention import DataLoss
+from writebehind.flushers.batch import Batch
+
+__all__ = ["Judge"]
+
+
+class Judge:
+    """Sees everything.
+
+    Args:
+        loop: the world's time.
+        keys: the namespace's key names.
+        service: Redis.
+        database: SQL.
+        trace: notes a line.
+
+    Attributes:
+        writes: what the application did.
+        entries: every entry that a Redis ever accepted.
+    """
+
+    def __init__(self, loop: Loop, keys: Keys, service: Service, database: Database, trace: Trace) -> None:
+        self._loop = loop
+        self._service = service
+        self._database = database
+        self._trace = trace
+        self._partitions = {name.encode(): number for number, name in enumerate(keys.logs)}
+        self._keys = keys
+        self._metas = {name.encode(): number for number, name in enumerate(keys.metas)}
+        self.writes: list[Write] = []
+        self.entries: dict[Place, Entry] = {}
+        self._contents = Contents()
+        self._applied: dict[Place, None] = {}
+        self._mutations: dict[str, Place] = {}
+        self._tokens: dict[int, tuple[str | None, int]] = {}
+        self._bases: dict[tuple[int, int], StreamID | None] = {}
+        self._watches: list[Watch] = []
+        self._forgotten: set[Place] = set()
+        self._given_up: set[str] = set()
+        self._told: dict[tuple[Process, int], int] = {}
+        service.noted = self.noted
+        service.rolled_back = self.rolled_back
+        database.committed = self.committed
+
+    def violated(self, rule: str, text: str) -> Violation:
+        """Return a violation, and end the history with it whoever catches it."""
+        violation = Violation(rule, text)
+        self._trace(f"VIOLATION {violation}")
+        self._loop.stop(violation)
+        return violation
+
+    # Redis
+
+    def noted(self, node: Node, unit: Unit) -> None:
+        """Note what a server has accepted.
+
+        Raises:
+            Violation: an ID was given twice.
+        """
+        new: dict[Place, None] = {}
+        added = False
+        for change in unit:
+            added = added or change[0] == "xadd"
+            if change[0] == "hset" and not added and any(not name.startswith(b":") for name in change[2]):
+                self._check_torn(change[1])
+            if change[0] == "xadd" and change[1] in self._partitions:
+                partition = self._partitions[change[1]]
+                self._add(node, partition, change[2], change[3])
+                new[partition, change[2]] = None
+            elif change[0] == "hset":
+                self._note_epochs(change[1], change[2])
+                if b":version" in change[2] and change[1] in node.keyspace.expires:
+                    raise self.violated("clean", f"{change[1].decode()} is written and keeps its time to live")
+            elif change[0] == "expireat":
+                self._check_clean(node, change[1])
+        for watch in self._watches if new else ():
+            self._look(watch, new)
+
+    def _check_torn(self, key: bytes) -> None:
+        """A file may end anywhere inside a transaction, and its beginning comes back: the log has to be first."""
+        if key not in self._metas and key.startswith(b"wb:"):
+            raise self.violated("torn", f"{key.decode()} is written before the log")
+
+    def _check_clean(self, node: Node, key: bytes) -> None:
+        """Only a record whose last change is in SQL may get a time to live."""
+        record = node.keyspace.values.get(key)
+        version = record.get(b":version") if isinstance(record, dict) else None
+        if version is None or self._database.rollbacks:
+            return
+        place = (self._metas[key[: key.index(b"}:") + 2] + b"meta"], parse_id(version))
+        if place not in self._applied:
+            raise self.violated("clean", f"{key.decode()} may expire and {version.decode()} is not in SQL")
+
+    def _add(self, node: Node, partition: int, entry: StreamID, fields: Sequence[bytes]) -> None:
+        mutation = fields[1].decode()
+        known = self.entries.get((partition, entry))
+        if known is not None:
+            raise self.violated(
+                "IDs", f"{node.name} gives {_id(entry)} of partition {partition} to {mutation}; {known.mutation} had it"
+            )
+        # An old primary that does not know yet: whatever it takes is gone when it learns.
+        lost = None if node is self._service.primary else "failover"
+        text = fields[5] if len(fields) > 4 else b""
+        named = parse_id(text.rstrip(b"?")) if text else None
+        doubtful = text.endswith(b"?")
+        self.entries[partition, entry] = Entry(
+            mutation, fields[3], None if doubtful else named, named if doubtful else None, lost
+        )
+
+    def _note_epochs(self, key: bytes, fields: Mapping[bytes, bytes]) -> None:
+        for name, value in fields.items():
+            if name.startswith(b"lineage:") and key in self._metas:
+                number = self._metas[key]
+                first, _, second = value.partition(b"@")[0].partition(b"-")
+                base = (int(first), int(second))
+                self._bases[number, int(name[8:])] = None if base == (0, 0) else base
+
+    def rolled_back(self, _node: Node, units: Sequence[Unit], how: str) -> None:
+        """Note what a server's successor does not have."""
+        for unit in units:
+            for change in unit:
+                if change[0] == "xadd" and change[1] in self._partitions:
+                    entry = self.entries[self._partitions[change[1]], change[2]]
+                    entry.lost = entry.lost or how
+                    self._trace(f"LOST {_id(change[2])} of partition {self._partitions[change[1]]} ({entry.mutation})")
+        for watch in self._watches:
+            watch.void = True
+
+    # SQL
+
+    def committed(self, session: Session) -> None:
+        """Check a commit.
+
+        Raises:
+            Violation: it must not have been.
+        """
+        self._check_tokens(session)
+        batch: Batch | None = session.notes.get("batch")
+        if batch is None:
+            return
+        state = self._database.state
+        touched: set[tuple[str, str]] = set()
+        for segment in batch.segments:
+            row = state.partitions[segment.partition]
+            # One that has handed it back and does not know may go on until somebody takes it. A restored backup has
+            # older tokens, which are then given twice: the offset alone decides between their holders.
+            restored = self._database.rollbacks > 0
+            if row.token != segment.token or not (row.holder in {session.process.name, None} or restored):
+                raise self.violated(
+                    "fencing",
+                    f"{session.process.name} committed partition {segment.partition} under token {segment.token} "
+                    f"while {row.holder} held it under {row.token}",
+                )
+            for entry in session.applied[segment.partition]:
+                touched |= self._apply(segment.partition, entry)
+        for name, key in sorted(touched):
+            expected, found = self._contents.rows.get((name, key)), state.rows[name].get(key)
+            if expected != found:
+                raise self.violated("rows", f"{name} {key} is {found} in SQL; its entries give {expected}")
+        if len(state.appended) != len(self._contents.appended):
+            raise self.violated("rows", f"{len(state.appended)} appended rows, not {len(self._contents.appended)}")
+        for watch in self._watches:
+            if watch.partition in session.applied:
+                self._look(watch)
+
+    def _check_tokens(self, session: Session) -> None:
+        """A token grows with every change of holder."""
+        for number, row in session.partitions.items():
+            holder, token = self._tokens.get(number, (None, 0))
+            if row.holder is not None and row.holder != holder and row.token <= token:
+                raise self.violated(
+                    "fencing", f"{row.holder} gets partition {number} under {row.token}; {holder} had {token}"
+                )
+            if row.holder is not None:
+                self._tokens[number] = row.holder, row.token
+
+    def _apply(self, partition: int, entry: StreamID) -> set[tuple[str, str]]:
+        place = (partition, entry)
+        known = self.entries.get(place)
+        if known is None:
+            raise self.violated("source", f"{_id(entry)} of partition {partition} was committed and never accepted")
+        if place in self._applied:
+            raise self.violated("once", f"{_id(entry)} of partition {partition} took effect twice")
+        later = self._later(partition, entry)
+        if later is not None:
+            raise self.violated("order", f"{_id(entry)} of partition {partition} took effect after {_id(later)}")
+        self._applied[place] = None
+        if (known.original is not None and self._is_given_up(partition, known.original)) or (
+            known.doubt is not None and self._is_passed(partition, known.doubt)
+        ):
+            return {(table, key) for _, table, key, _ in decode(known.payload) if key}
+        first = self._mutations.get(known.mutation)
+        if first is not None:
+            if known.original is None and known.doubt is None and self.entries[first].original is None:
+                raise self.violated(
+                    "once", f"mutation {known.mutation} took effect twice, as {_id(first[1])} and as {_id(entry)}"
+                )
+            # Written again, and in SQL already: to be passed over, as the rows will show.
+            return {(table, key) for _, table, key, _ in decode(known.payload) if key}
+        self._mutations[known.mutation] = place
+        return apply_entry(self._contents, known.payload, TABLES)
+
+    def _later(self, partition: int, entry: StreamID) -> StreamID | None:
+        """Return an applied entry before which this one should have been."""
+        ends: dict[int, StreamID] = {}
+        for place in self._applied:
+            if place[0] == partition:
+                ends[place[1][0]] = max(place[1], ends.get(place[1][0], place[1]))
+        if entry <= ends.get(entry[0], (0, 0)):
+            return ends[entry[0]]
+        for epoch, end in ends.items():
+            base = self._bases.get((partition, epoch))
+            while base is not None and base[0] != entry[0]:
+                base = self._bases.get((partition, base[0]))
+            if epoch != entry[0] and base is not None and entry <= base:
+                return end
+        return None
+
+    def sql_rolled_back(self) -> None:
+        """Go back with SQL."""
+        state = self._database.state
+        self._contents = Contents()
+        before, self._applied, self._mutations = self._applied, {}, {}
+        for number, ids in state.applied.items():
+            for entry in ids:
+                known = self.entries[number, entry]
+                self._applied[number, entry] = None
+                if known.mutation not in self._mutations:
+                    self._mutations[known.mutation] = (number, entry)
+                    apply_entry(self._contents, known.payload, TABLES)
+        self._forgotten |= before.keys() - self._applied.keys()
+        self._tokens = {number: (row.holder, row.token) for number, row in state.partitions.items()}
+        for watch in self._watches:
+            watch.void = True
+
+    # Reads
+
+    def watch(self, table: str, key: str, partition: int) -> Watch:
+        """Begin to look what a read may return."""
+        watch = Watch(partition, table, key, [])
+        self._look(watch)
+        self._watches.append(watch)
+        return watch
+
+    def read(self, watch: Watch, found: dict[str, Any] | None) -> None:
+        """Check what a read has returned.
+
+        Raises:
+            Violation: it is nothing of what it may be.
+        """
+        if watch.void or self._service.others or self._is_replayed(watch.partition):
+            return
+        if found not in watch.possible:
+            raise self.violated("reads", f"{watch.table} {watch.key} was read as {found}; it was {watch.possible}")
+
+    def _is_replayed(self, partition: int) -> bool:
+        """Tell whether SQL was rolled back and does not have everything again: until then it gives older rows.
+
+        What the log has not kept stays missing, until ``recover`` takes it from the records.
+        """
+        return any(place[0] == partition and place not in self._applied for place in self._forgotten)
+
+    def forget(self, watch: Watch) -> None:
+        """End looking."""
+        self._watches.remove(watch)
+
+    def _look(self, watch: Watch, new: Collection[Place] = ()) -> None:
+        """Note what a record is: SQL's row, and on it what the log has that SQL has not.
+
+        Entries that came together are independent all the same: a read may see some of them.
+        """
+        contents = Contents()
+        at = (watch.table, watch.key)
+        row = self._contents.rows.get(at)
+        if row is not None:
+            contents.rows[at] = row
+        seen: set[str] = set()
+        for entry in self.waiting(watch.partition):
+            known = self.entries[watch.partition, entry]
+            if known.mutation not in self._mutations and known.mutation not in seen:
+                apply_entry(contents, known.payload, TABLES)
+                seen.add(known.mutation)
+            if (watch.partition, entry) in new:
+                watch.possible.append(contents.rows.get(at))
+        if not watch.possible or watch.possible[-1] != contents.rows.get(at):
+            watch.possible.append(contents.rows.get(at))
+
+    def waiting(self, partition: int) -> list[StreamID]:
+        """Return the entries of the primary's log that SQL has not applied."""
+        node = self._service.primary
+        if node is None:
+            return []
+        stream = node.keyspace.stream(self._keys.logs[partition].encode())
+        return [
+            entry
+            for entry in (stream.entries if stream else ())
+            if (partition, entry) not in self._applied and self.entries[partition, entry].lost is None
+        ]
+
+    def promised(self, partition: int, entry: StreamID) -> None:
+        """Check that an entry said to be in SQL is.
+
+        Raises:
+            Violation: it is not.
+        """
+        known = self.entries.get((partition, entry))
+        if known is None or (known.mutation not in self._mutations and not self._database.rollbacks):
+            raise self.violated("persisted", f"{_id(entry)} of partition {partition} was said to be in SQL")
+
+    def told(self, process: Process, loss: DataLoss) -> None:
+        """Note what a process was told that it has lost."""
+        self._trace(f"TOLD {process.name}: {loss}")
+        key = (process, loss.partition)
+        self._told[key] = self._told.get(key, 0) + loss.lost
+
+    # The end
+
+    def conclude(self) -> None:
+        """Check what must hold when all is quiet.
+
+        Raises:
+            Violation: it does not.
+        """
+        by_call: dict[str, list[str]] = {}
+        for known in self.entries.values():
+            by_call.setdefault(known.mutation.partition(".")[0], []).append(known.mutation)
+        lost: Counter[tuple[Process, int]] = Counter()
+        self._given_up = {self.entries[place].mutation for place in self._forgotten if self._is_gone(*place)}
+        for write in self.writes:
+            receipts = {mutation for mutation, _, _ in write.accepted}
+            for mutation, partition, entry in write.accepted:
+                if self._is_lost(write, mutation, partition, entry):
+                    lost[write.process, partition] += 1
+            if write.outcome in {"refused", "accepted"}:
+                extra = [each for stem in write.calls for each in by_call.get(stem, ()) if each not in receipts]
+                if extra:
+                    raise self.violated("refused", f"{write.what}: {extra} were written without a receipt")
+        for (process, partition), count in lost.items():
+            told = self._told.get((process, partition), 0)
+            if process.alive and told < count:
+                raise self.violated(
+                    "silence", f"{process.name} lost {count} writes of partition {partition} and was told of {told}"
+                )
+        self._compare()
+
+    def _is_lost(self, write: Write, mutation: str, partition: int, entry: StreamID) -> bool:
+        """Tell whether Redis has lost an accepted write that is nowhere else."""
+        known = self.entries.get((partition, entry))
+        if known is None or known.mutation != mutation:
+            raise self.violated("receipts", f"{write.what}: the receipt names {_id(entry)}, which is {known}")
+        # What both Redis and SQL have lost was in one of them when the other was asked: nobody can tell.
+        if mutation in self._mutations or mutation in self._given_up:
+            return False
+        if known.lost is None:
+            raise self.violated("acknowledged", f"{write.what}: {_id(entry)} of partition {partition} is not in SQL")
+        kept = {
+            Durability.ACCEPTED: False,
+            Durability.FSYNCED: known.lost != "failover",
+            Durability.REPLICATED: True,
+            Durability.PERSISTED: (partition, entry) not in self._forgotten,
+        }
+        if kept[write.level]:
+            raise self.violated("durability", f"{write.what}: {write.level.name}, and lost: {known.lost}")
+        return True
+
+    def _is_gone(self, partition: int, entry: StreamID) -> bool:
+        """Tell whether SQL had an entry, was rolled back below it, and did not find it in the log again."""
+        place = (partition, entry)
+        return place in self._forgotten and place not in self._applied and not self._in_log(partition, entry)
+
+    def _is_given_up(self, partition: int, entry: StreamID) -> bool:
+        """Tell whether SQL has passed an entry that it does not have: missing in the log, and reported."""
+        return self._is_gone(partition, entry) and self._is_passed(partition, entry)
+
+    def _is_passed(self, partition: int, entry: StreamID) -> bool:
+        """Tell whether SQL's offset is at an entry or above it, in its own epoch."""
+        state = self._database.state
+        row = state.partitions[partition]
+        ended = state.epochs.get((partition, entry[0]), (-1, 0, ""))[0]
+        return max(ended, row.sequence if row.epoch == entry[0] else -1) >= entry[1]
+
+    def _in_log(self, partition: int, entry: StreamID) -> bool:
+        node = self._service.primary
+        stream = node.keyspace.stream(self._keys.logs[partition].encode()) if node else None
+        return stream is not None and entry in stream.entries
+
+    def _compare(self) -> None:
+        state = self._database.state
+        found = {(name, key): row for name, rows in state.rows.items() for key, row in rows.items()}
+        if found != self._contents.rows:
+            raise self.violated("rows", f"SQL has {found}; its entries give {self._contents.rows}")
+        if Counter(map(repr, state.appended)) != Counter(map(repr, self._contents.appended)):
+            raise self.violated("rows", "appended rows are not those of their entries")
+        missing = [
+            place
+            for place in self._forgotten
+            if self._is_gone(*place)
+            and self.entries[place].lost is None
+            and self.entries[place].mutation not in self._mutations
+        ]
+        reported = sum(row.lost_entries for row in state.partitions.values())
+        # Where both have lost something, what is missing may have been written again meanwhile.
+        both = self._database.rollbacks > 0 and any(known.lost for known in self.entries.values())
+        if reported < len(missing) or (reported > len(missing) and not both):
+            raise self.violated("honesty", f"{reported} entries are reported lost and {len(missing)} are")
+
+
+def _id(entry: StreamID) -> str:
+    return f"{entry[0]}-{entry[1]}"
