@@ -204,8 +204,8 @@ class Rewriter:
             self._ring.remove(lambda each: id(each) in replaced)
             for each in kept:
                 self._ring.add(each)
-            for each in beyond:
-                self._ring.dropped.get(partition, {}).pop(b"%d" % each.epoch, None)
+            for last in beyond:
+                self._ring.dropped.get(partition, {}).pop(b"%d" % last.epoch, None)
         first = lost[0].entry_id if lost else before
         return DataLoss(
             partition=partition,
