@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
+import redis
+
 from writebehind.engine import TransientError, WriteBehind
 from writebehind.flushers.config import FlusherSettings
 from writebehind.flushers.flusher import Flusher
@@ -64,6 +66,8 @@ def _started(app: WriteBehind, stopping: threading.Event) -> bool:
         try:
             app.start()
         except TransientError as error:
+            if isinstance(error.__cause__, redis.exceptions.AuthenticationError):
+                raise  # a wrong password does not become right by waiting
             logger.warning("%s; trying again", error)
             stopping.wait(RESTART_PAUSE_SECONDS)
         else:
