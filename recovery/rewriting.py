@@ -54,6 +54,7 @@ class ConditionalWriter:
         self._settings = app.settings
         self._client_id = secrets.token_hex(5)
         self._numbers = itertools.count(1)
+        self._epochs: dict[int, bytes] = {}
 
     def write(self, rewrites: Sequence[Rewrite]) -> list[bool]:
         """Write records again; return for each whether it was, or was left alone because it has changed.
@@ -83,6 +84,8 @@ class ConditionalWriter:
     def _write(self, partition: int, todo: dict[int, Rewrite]) -> list[int]:
         """Write some records of one partition; return the numbers of those that had not changed."""
         with self._links.link() as link:
+            if partition not in self._epochs:
+                self._open_epoch(link, partition)
             same = self._watched(link, todo)
             if not same:
                 link.command("UNWATCH")
@@ -90,10 +93,7 @@ class ConditionalWriter:
             reply = self._append(link, partition, same)
             if isinstance(reply, redis.ResponseError) and refusal(reply).code == "TIMELINE":
                 # The primary is another one since, or was restarted.
-                try:
-                    open_epoch(link, self._keys, partition)
-                except redis.ResponseError as error:
-                    raise refused(error) from error
+                self._open_epoch(link, partition)
                 same = self._watched(link, same)
                 reply = self._append(link, partition, same) if same else None
         if isinstance(reply, redis.ResponseError):
@@ -104,6 +104,12 @@ class ConditionalWriter:
             return []
         # Somebody writes one of them: it must not keep the others from being written.
         return [number for each in same.items() for number in self._write(partition, dict([each]))]
+
+    def _open_epoch(self, link: Link, partition: int) -> None:
+        try:
+            self._epochs[partition] = open_epoch(link, self._keys, partition)
+        except redis.ResponseError as error:
+            raise refused(error) from error
 
     def _watched(self, link: Link, todo: dict[int, Rewrite]) -> dict[int, Rewrite]:
         """Have Redis watch the records; return those that have not changed before."""
@@ -122,7 +128,8 @@ class ConditionalWriter:
         made = call(partition, call_id, [rewrite.entry for rewrite in todo.values()])
         names = (self._keys.logs[partition], self._keys.metas[partition], *made.records)
         # Never repeated where the reply is lost: hence no anchor, and nothing to search.
-        head = (link.identity, self._client_id, number, call_id, "", 0)
+        history = b"%b %b" % (link.identity, self._epochs[partition])
+        head = (history, self._client_id, number, call_id, "", 0)
         append = ("EVAL", APPEND.text, len(names), *names, *head, *made.arguments)
         replies = link.pipeline([("MULTI",), append, ("EXEC",)])
         for reply in replies[:2]:
