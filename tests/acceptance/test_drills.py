@@ -189,6 +189,8 @@ def running(*arguments: str, cwd: Path) -> Iterator["subprocess.Popen[str]"]:
     process = subprocess.Popen(
         [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd,
         env={**os.environ, "TMPDIR": str(cwd)},
+        # A shell without job control has what it starts in the background ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,  # noqa: PLW1509 - no threads here
     )  # fmt: skip
     try:
         yield process
