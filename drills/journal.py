@@ -18,7 +18,7 @@ import msgspec
 from writebehind.engine.core.positions import EntryID
 
 __all__ = ["Acknowledged", "Ended", "Intent", "Journal", "Kind", "Line", "LossReport", "Operation", "Outcome"]
-__all__ += ["Refused", "Unknown", "operations", "read"]
+__all__ += ["Refused", "Tail", "Unknown", "operations", "read"]
 
 
 class Kind(Enum):
@@ -162,6 +162,29 @@ class Journal:
     def end(self) -> None:
         """Note that the writer ends as it should."""
         self.write(Ended(time.monotonic()))
+
+
+class Tail:
+    """What is appended to a journal from now on.
+
+    Args:
+        path: the journal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._decode = msgspec.json.Decoder(Line).decode
+        self._path = path
+        self._at = path.stat().st_size
+        self._rest = b""
+
+    def new(self) -> list[Line]:
+        """Return the lines that were appended since the last call."""
+        with self._path.open("rb") as file:
+            file.seek(self._at)
+            data = file.read()
+        self._at += len(data)
+        whole, _, self._rest = (self._rest + data).rpartition(b"\n")
+        return [self._decode(line) for line in whole.split(b"\n") if line]
 
 
 def read(paths: Iterable[Path]) -> list[Line]:

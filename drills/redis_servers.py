@@ -69,6 +69,8 @@ class OwnRedis:
     """
 
     own = True
+    followed = False
+    """Whether it has been a replica since it was started last."""
 
     def __init__(self, binary: Path, directory: Path, settings: Mapping[str, str | int]) -> None:
         # A limit on the size of files then is an error to the server, as a full disk is, and not its end.
@@ -112,6 +114,11 @@ class OwnRedis:
             file.truncate(min(size, before))
         return before - min(size, before)
 
+    def restart(self) -> None:
+        """End it gracefully and start it again."""
+        self.server.restart()
+        self.followed = False
+
     def limit_files(self, size: int | None) -> None:
         """Refuse the running server files above a size; None takes the limit away.
 
@@ -139,6 +146,7 @@ class OwnRedis:
         """
         with self.client() as client:
             client.replicaof(host, port)
+        self.followed = True
         self.await_link()
 
     def await_link(self) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from writebehind.drills.app import environment, make
+from writebehind.drills.app import PARTITIONS, environment, make
 from writebehind.drills.audit import Audit
 from writebehind.drills.fault import Need
 from writebehind.drills.incident import Incident
-from writebehind.drills.journal import Acknowledged, read
+from writebehind.drills.journal import Acknowledged, Intent, Tail
 from writebehind.drills.lines import FLUSHERS, PROBE, ROLES, SERVICE, Lines, plain_redis_url
 from writebehind.drills.observer import Observer
 from writebehind.drills.plan import Plan
@@ -37,7 +37,6 @@ __all__ = ["RECOVERY_SECONDS_MAX", "Stage", "on_stage"]
 RECOVERY_SECONDS_MAX = 30.0
 SETUP_SECONDS_MAX = 20.0
 SERVICE_SECONDS_MAX = 20.0
-FIRST_WRITES = 50
 POLL_SECONDS = 0.02
 
 
@@ -59,7 +58,8 @@ class Stage:
         probe: whether writes come through.
         flushers: the daemons.
         service: the process that writes.
-        journals: what the service, in all its lives, has written down.
+        journals: what all writers have written down.
+        journals_of_service: those of the service, in all its lives.
         incidents: what has been done so far.
     """
 
@@ -80,6 +80,7 @@ class Stage:
     observer: Observer | None = None
     audit: Audit | None = None
     journals: list[Path] = field(default_factory=list)
+    journals_of_service: list[Path] = field(default_factory=list)
     incidents: list[Incident] = field(default_factory=list)
 
     # What faults do
@@ -89,12 +90,13 @@ class Stage:
         self.incidents[-1].note(what)
 
     def recover(self) -> None:
-        """Wait until writes to every partition come through to SQL again, and note how long that took.
+        """Wait until writes to every partition come through to SQL again, the service's too, and note how long it took.
 
         Raises:
             TransientError: they do not in time.
         """
         self.probe.beat(RECOVERY_SECONDS_MAX)
+        self.await_service()
         self.incidents[-1].recover()
 
     def load(self, seconds: float) -> None:
@@ -168,6 +170,7 @@ class Stage:
         run = len(self.journals) + 1
         journal = self.directory / f"service-{run}.jsonl"
         self.journals.append(journal)
+        self.journals_of_service.append(journal)
         plan = self.plan
         given = arguments(journal, run, plan.seed, plan.level, plan.rate)
         if self.service is None:
@@ -176,15 +179,24 @@ class Stage:
         self.service.start(service_command(given))
 
     def await_service(self) -> None:
-        """Wait until the service's writes are acknowledged.
+        """Wait until writes that the service begins from now on are acknowledged on every partition.
 
         Raises:
             TransientError: they are not in time; the message ends with the tail of its log.
         """
-        deadline = time.monotonic() + SERVICE_SECONDS_MAX
-        while sum(isinstance(line, Acknowledged) for line in read(self.journals[-1:])) < FIRST_WRITES:
-            if time.monotonic() > deadline:
-                raise TransientError("the service does not write", self.service.log_tail() if self.service else "")
+        begun = time.monotonic()
+        tail = Tail(self.journals_of_service[-1])
+        mine: set[int] = set()
+        missing = set(range(PARTITIONS))
+        while missing:
+            for line in tail.new():
+                if isinstance(line, Intent):
+                    mine.add(line.op)
+                elif isinstance(line, Acknowledged) and line.op in mine:
+                    missing.discard(line.partition)
+            if time.monotonic() - begun > RECOVERY_SECONDS_MAX:
+                log = self.service.log_tail() if self.service else ""
+                raise TransientError(f"the service's writes to partitions {sorted(missing)} are not acknowledged", log)
             time.sleep(POLL_SECONDS)
 
     def kill_service(self) -> None:

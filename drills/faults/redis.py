@@ -110,6 +110,12 @@ def full(stage: Stage) -> None:
 def disk_full(stage: Stage) -> None:
     """Let Redis's file grow no further: it refuses writes, or ends itself under ``always``."""
     redis = stage.own_redis()
+    if redis.followed:
+        # Seen on Redis 7.0.15, 8.2.3 and Valkey 8.1.8: a former replica remembers a wrong length of its file, to which
+        # it cuts a write that failed half way; zeros are left in the file, with which no server starts again.
+        redis.restart()
+        stage.recover()
+        stage.incidents[-1].recovered = None
     size = redis.append_only_file().stat().st_size
     stage.hit("Redis's disk is full")
     redis.limit_files(size + SPARE_BYTES)

@@ -256,8 +256,8 @@ RETRIES = [
         "retry-without-search",
         "a retry does not look for its first attempt: the write is applied twice",
         APPENDER,
-        'anchor = self._anchor if effect.retry else FENCE_ONLY if self.fenced else b""',
-        'anchor = b""',
+        "            anchor = appender.rewriter.anchor(partition, self._anchor)",
+        '            anchor = b""',
         f"{LOST}::test_a_write_survives_one_fault[Mishap.CUT_AFTER-increment-0]",
     ),
     mutant(

@@ -91,3 +91,21 @@ def test_a_journal_that_contradicts_itself(lines: list[journal.Line]) -> None:
     """It is refused: a checker must not be built upon it."""
     with pytest.raises(ValueError, match="operation"):
         journal.operations(lines)
+
+
+def test_a_tail_gives_what_is_new(tmp_path: Path) -> None:
+    """Each line once, whole, and nothing from before."""
+    path = tmp_path / "journal"
+    with Journal(path) as written:
+        written.write(*LINES[:2])
+        tail = journal.Tail(path)
+        assert tail.new() == []
+        written.write(*LINES[2:4])
+        assert tail.new() == LINES[2:4]
+        with path.open("ab") as file:
+            whole = msgspec.json.encode(LINES[4]) + b"\n"
+            file.write(whole[:9])
+            file.flush()
+            assert tail.new() == []
+            file.write(whole[9:])
+        assert tail.new() == LINES[4:5]
