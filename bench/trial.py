@@ -104,8 +104,8 @@ def trial(plan: Plan) -> Iterator[Trial]:
         engine.start()
         yield Trial(engine=engine, table=table, plan=plan)
     finally:
+        engine.close()  # first: a living engine would write again what is removed here
         _remove(engine, table)
-        engine.close()
 
 
 def _remove(engine: WriteBehind, table: sa.Table) -> None:
@@ -115,6 +115,7 @@ def _remove(engine: WriteBehind, table: sa.Table) -> None:
         for own in reversed(control.sorted_tables):
             if sa.inspect(connection).has_table(own.name):
                 connection.execute(sa.delete(own).where(own.c.namespace == namespace))
+    engine.database.dispose()
     with redis.Redis.from_url(str(engine.redis_target)) as client:
         names = client.scan_iter(f"wb:{{{namespace}*", count=BATCH_WRITES)
         while some := _some(names):

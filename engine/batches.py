@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from writebehind.engine.core.composing import Entry
+from writebehind.engine.core.composing import Draft, Entry
 from writebehind.engine.core.durability import Durability
 from writebehind.engine.receipts import Receipt
 
@@ -24,12 +24,12 @@ class Batch:
     may be accepted and others not; each script call is all or nothing.
     """
 
-    __slots__ = ("_durability", "_engine", "_entries", "_receipts")
+    __slots__ = ("_drafts", "_durability", "_engine", "_receipts")
 
     def __init__(self, engine: "WriteBehind", durability: Durability | None) -> None:
         self._engine = engine
         self._durability = durability
-        self._entries: dict[int, list[Entry]] = {}
+        self._drafts: dict[int, list[Draft]] = {}
         self._receipts: dict[int, list[Receipt]] = {}
 
     def put(self, table: Any, record: Mapping[str, Any]) -> Receipt:
@@ -62,16 +62,20 @@ class Batch:
         if partition < 0:
             partition = self._engine.any_partition()
         receipt = Receipt(self._engine, partition)
-        try:
-            self._entries[partition].append(entry)
-            self._receipts[partition].append(receipt)
-        except KeyError:
-            self._entries[partition] = [entry]
+        drafts = self._drafts.get(partition)
+        if drafts is None:
+            self._drafts[partition] = [Draft(partition).add(entry)]
             self._receipts[partition] = [receipt]
+            return receipt
+        settings = self._engine.settings
+        if not drafts[-1].has_room(entry, settings.call_entries_max, settings.call_bytes_max):
+            drafts.append(Draft(partition))
+        drafts[-1].add(entry)
+        self._receipts[partition].append(receipt)
         return receipt
 
     def __len__(self) -> int:
-        return sum(len(entries) for entries in self._entries.values())
+        return sum(map(len, self._receipts.values()))
 
     def flush(self) -> None:
         """Send what was added so far.
@@ -80,9 +84,9 @@ class Batch:
             RedisUnavailable: some calls were refused; their receipts say "not sent".
             WriteOutcomeUnknown: a reply was lost and could not be found out.
         """
-        entries, self._entries = self._entries, {}
+        drafts, self._drafts = self._drafts, {}
         receipts, self._receipts = self._receipts, {}
-        self._engine.append_many(entries, receipts, self._durability)
+        self._engine.append_many(drafts, receipts, self._durability)
 
     def __enter__(self) -> Self:
         return self
@@ -141,4 +145,5 @@ class AtomicGroup:
         if kind is None and self._entries:
             entry = self._engine.composer.group(self._entries, self._receipt.partition)
             partition = self._receipt.partition
-            self._engine.append_many({partition: [entry]}, {partition: [self._receipt]}, self._durability)
+            draft = Draft(partition).add(entry)
+            self._engine.append_many({partition: [draft]}, {partition: [self._receipt]}, self._durability)

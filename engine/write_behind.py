@@ -25,7 +25,7 @@ from writebehind.engine.adapters.shared import agree
 from writebehind.engine.adapters.watch import Watch
 from writebehind.engine.batches import AtomicGroup, Batch
 from writebehind.engine.config import EngineSettings, NamespaceSettings
-from writebehind.engine.core.composing import Composer, Entry, call, chunks
+from writebehind.engine.core.composing import Composer, Draft, Entry
 from writebehind.engine.core.durability import Durability
 from writebehind.engine.core.keys import Keys
 from writebehind.engine.core.partitioning import partition_of
@@ -338,7 +338,7 @@ class WriteBehind:
             self._confirmer.require(level)
         partition = entry.partition if entry.partition >= 0 else self.any_partition()
         appender = self._appender
-        sent = call(partition, appender.call_id(), (entry,))
+        sent = Draft(partition).add(entry).call(appender.call_id())
         receipt = Receipt(self, partition)
         receipt.accepted(*appender.append(sent), sent.call_id)
         if level:
@@ -347,11 +347,11 @@ class WriteBehind:
 
     def append_many(
         self,
-        entries: Mapping[int, Sequence[Entry]],
+        drafts: Mapping[int, Sequence[Draft]],
         receipts: Mapping[int, Sequence[Receipt]],
         durability: Durability | None,
     ) -> None:
-        """Append entries by partition, each partition's in order, and fill in their receipts.
+        """Append drafts by partition, each partition's in order, and fill in their receipts.
 
         Durability, Crash: each script call is all or nothing; a partition whose call fails gets no later ones.
 
@@ -363,17 +363,13 @@ class WriteBehind:
         level = self.durability if durability is None else durability
         if level:
             self._confirmer.require(level)
-        settings = self.settings
-        queues = {
-            partition: chunks(listed, settings.call_entries_max, settings.call_bytes_max)
-            for partition, listed in entries.items()
-        }
+        queues = {partition: iter(listed) for partition, listed in drafts.items()}
         unfilled = {partition: iter(listed) for partition, listed in receipts.items()}
         failures: list[Exception] = []
         while queues:
             # One call of a partition at a time: a refused call must not be overtaken by the next one.
-            wave = {partition: chunk for partition, queue in queues.items() if (chunk := next(queue, None))}
-            calls = [call(partition, self._appender.call_id(), chunk) for partition, chunk in wave.items()]
+            wave = [draft for queue in queues.values() if (draft := next(queue, None))]
+            calls = [draft.call(self._appender.call_id()) for draft in wave]
             results = self._appender.append_all(calls)
             queues = {
                 made.partition: queues[made.partition]

@@ -17,7 +17,7 @@ import redis
 from writebehind.engine import WriteBehind
 from writebehind.engine.adapters.links import Link, open_epoch, refusal
 from writebehind.engine.adapters.scripts import APPEND
-from writebehind.engine.core.composing import Entry, call, chunks
+from writebehind.engine.core.composing import Draft, Entry
 from writebehind.recovery.records import refused
 
 __all__ = ["ConditionalWriter", "Rewrite"]
@@ -75,11 +75,15 @@ class ConditionalWriter:
         return written
 
     def _pieces(self, rewrites: Sequence[Rewrite], numbers: Sequence[int]) -> Iterator[Sequence[int]]:
-        start = 0
-        entries = (rewrite.entry for rewrite in rewrites)
-        for chunk in chunks(entries, self._settings.call_entries_max, self._settings.call_bytes_max):
-            yield numbers[start : start + len(chunk)]
-            start += len(chunk)
+        settings = self._settings
+        start, size = 0, 0
+        for end, rewrite in enumerate(rewrites):
+            added = len(rewrite.entry.payload)
+            if end > start and (end - start >= settings.call_entries_max or size + added > settings.call_bytes_max):
+                yield numbers[start:end]
+                start, size = end, 0
+            size += added
+        yield numbers[start:]
 
     def _write(self, partition: int, todo: dict[int, Rewrite]) -> list[int]:
         """Write some records of one partition; return the numbers of those that had not changed."""
@@ -125,7 +129,10 @@ class ConditionalWriter:
         """Return the last entry's ID; None where a record has changed; or Redis's refusal."""
         number = next(self._numbers)
         call_id = f"{int(time.time() * 1000):011x}{self._client_id}{number:x}"
-        made = call(partition, call_id, [rewrite.entry for rewrite in todo.values()])
+        draft = Draft(partition)
+        for rewrite in todo.values():
+            draft.add(rewrite.entry)
+        made = draft.call(call_id)
         names = (self._keys.logs[partition], self._keys.metas[partition], *made.records)
         # Never repeated where the reply is lost: hence no anchor, and nothing to search.
         history = b"%b %b" % (link.identity, self._epochs[partition])

@@ -4,9 +4,9 @@ Nothing is sent before everything of a write has been validated and encoded, so 
 nothing was written.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from writebehind.engine.core.appending import Call
 from writebehind.engine.core.columns import Column, Kind
@@ -16,7 +16,7 @@ from writebehind.engine.core.payload import Op, encode, encode_group
 from writebehind.engine.core.records import RecordPlan
 from writebehind.engine.errors import ValidationError
 
-__all__ = ["Composer", "Entry", "call", "chunks"]
+__all__ = ["Composer", "Draft", "Entry"]
 
 INCREMENTING = frozenset({Op.INCREMENT, Op.GROUP})
 """Operations that may increment: the script checks more for them."""
@@ -152,33 +152,50 @@ class Composer:
             )
 
 
-def call(partition: int, call_id: str, entries: Sequence[Entry]) -> Call:
-    """Put entries of one partition into one script call."""
-    records: list[str] = []
-    increments = any(entry.member[0] in INCREMENTING for entry in entries)
-    arguments: list[Any] = [len(entries), int(increments)]
-    payload_bytes = 0
-    for entry in entries:
-        records += entry.records
+class Draft:
+    """A script call in the making: entries of one partition, in order.
+
+    Holds texts and no objects of its own for each entry: a batch of them would keep the garbage collector busy.
+
+    Args:
+        partition: number of the partition.
+
+    Attributes:
+        entries: how many there are.
+        payload_bytes: size of their payloads together.
+    """
+
+    __slots__ = ("_arguments", "_increments", "_records", "entries", "partition", "payload_bytes")
+
+    def __init__(self, partition: int) -> None:
+        self.partition = partition
+        self.entries = 0
+        self.payload_bytes = 0
+        self._records: list[str] = []
+        self._arguments: list[Any] = [0, 0]
+        self._increments = False
+
+    def add(self, entry: Entry) -> Self:
+        """Add an entry."""
+        self.entries += 1
+        self.payload_bytes += len(entry.payload)
+        self._records += entry.records
+        arguments = self._arguments
         arguments.append(entry.payload)
         arguments.append(entry.count)
         arguments += entry.operations
-        payload_bytes += len(entry.payload)
-    return Call(partition, call_id, len(entries), records, arguments, payload_bytes)
+        if entry.member[0] in INCREMENTING:
+            self._increments = True
+        return self
 
+    def has_room(self, entry: Entry, entries_max: int, bytes_max: int) -> bool:
+        """Tell whether the call stays so small with another entry that it does not keep Redis busy for long."""
+        return self.entries < entries_max and self.payload_bytes + len(entry.payload) <= bytes_max
 
-def chunks(entries: Iterable[Entry], entries_max: int, bytes_max: int) -> Iterator[list[Entry]]:
-    """Cut a sequence of entries so that no piece keeps Redis busy for long."""
-    chunk: list[Entry] = []
-    size = 0
-    for entry in entries:
-        if chunk and (len(chunk) >= entries_max or size + len(entry.payload) > bytes_max):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(entry)
-        size += len(entry.payload)
-    if chunk:
-        yield chunk
+    def call(self, call_id: str) -> Call:
+        """Return the call; nothing is added after that."""
+        self._arguments[:2] = self.entries, int(self._increments)
+        return Call(self.partition, call_id, self.entries, self._records, self._arguments, self.payload_bytes)
 
 
 def _arithmetic(column: Column, delta: Any) -> tuple[Any, Any, Any, Any]:
