@@ -58,7 +58,6 @@ class Receipt:
             DurabilityTimeout: it is accepted, but not yet as durable as asked.
             DataLossDetected: Redis lost the entry before it reached SQL.
             ConfigurationError: the servers cannot give this level.
-            RedisUnavailable: Redis cannot be asked.
         """
         if self.durability is None or self.durability < durability:
             entry_id = self.entry_id

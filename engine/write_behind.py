@@ -35,6 +35,7 @@ from writebehind.engine.core.retention import DataLoss, Ring
 from writebehind.engine.errors import (
     ConfigurationError,
     DataLossDetected,
+    DurabilityTimeout,
     RedisUnavailable,
     WriteBehindError,
     WriteOutcomeUnknown,
@@ -44,6 +45,8 @@ from writebehind.engine.receipts import Receipt
 __all__ = ["WriteBehind"]
 
 logger = logging.getLogger(__name__)
+
+RECONCILE_PAUSE_SECONDS = 0.05
 
 
 class WriteBehind:
@@ -406,13 +409,22 @@ class WriteBehind:
             moved = self._rewriter.whereabouts(partition, entry_id)
             at, primary = moved or (entry_id, identity)
             try:
-                self._confirmer.confirm(partition, at, primary, level, max(0.0, deadline - time.monotonic()))
-            except DataLossDetected:
-                self._reconcile(partition)
-                if self._rewriter.whereabouts(partition, entry_id) == moved:
-                    raise
-            else:
-                return
+                try:
+                    self._confirmer.confirm(partition, at, primary, level, max(0.0, deadline - time.monotonic()))
+                except DataLossDetected:
+                    self._reconcile(partition)
+                    if self._rewriter.whereabouts(partition, entry_id) == moved:
+                        raise
+                else:
+                    return
+            except RedisUnavailable as error:
+                # That error says "nothing was written"; this write was accepted.
+                if time.monotonic() >= deadline:
+                    raise DurabilityTimeout(
+                        f"the write is accepted, but not {level.name} in time: {error.message}",
+                        "wait for the receipt again; where Redis has lost the write, the engine writes it again",
+                    ) from error
+                time.sleep(RECONCILE_PAUSE_SECONDS)
 
     def tell_loss(self, loss: DataLoss) -> None:
         """Call the application's ``on_data_loss``; used by whoever finds a loss."""

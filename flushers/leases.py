@@ -27,6 +27,10 @@ from writebehind.flushers.sessions import IDLE_SHARE, application_name
 
 __all__ = ["Lease", "Leases"]
 
+REWRITTEN_MS_MAX = 7 * 24 * 3600 * 1000
+"""How long it is remembered that an entry was applied where its writer wrote it again: far longer than writers keep
+what they may write once more, and logs what is not flushed."""
+
 _END_FROZEN = sa.text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE datname = current_database() AND usename = current_user"
@@ -44,7 +48,7 @@ class Lease:
         token: the fencing token.
         offset: up to where SQL has applied it.
         earlier: by epoch, the last applied entry of the epoch before it.
-        rewritten: lost entries that were applied where they were written again.
+        rewritten: lost entries that were applied where they were written again, of the last days.
         previous: who held it before, if it was taken from somebody.
     """
 
@@ -214,9 +218,9 @@ class Leases:
 
     def _rewritten(self, connection: sa.Connection, number: int) -> list[EntryID]:
         known = rewritten.c
-        found = sa.select(known.epoch, known.sequence).where(
-            known.namespace == self._namespace, known.partition == number
-        )
+        here = sa.and_(known.namespace == self._namespace, known.partition == number)
+        connection.execute(sa.delete(rewritten).where(here, known.applied_ms < now_ms() - REWRITTEN_MS_MAX))
+        found = sa.select(known.epoch, known.sequence).where(here)
         return [EntryID(*row) for row in connection.execute(found)]
 
     def release(self, held: Mapping[int, int]) -> None:

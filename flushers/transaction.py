@@ -104,7 +104,7 @@ class Transaction:
             if segment.rewritten:
                 key = {"namespace": self._namespace, "partition": segment.partition}
                 self.connection.execute(
-                    sa.insert(rewritten),
+                    sa.insert(rewritten).values(applied_ms=now_ms()),
                     [{**key, "epoch": each.epoch, "sequence": each.sequence} for each in segment.rewritten],
                 )
             if segment.lost:

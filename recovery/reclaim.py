@@ -100,8 +100,8 @@ def perform(log: Log, partition: int, effect: Effect) -> Reply:
             log.expunge(partition, ghosts, position)
         case Distrust(below, position):
             return log.distrust(partition, below, position)
-        case Trust(floor):
-            log.trust(partition, floor)
+        case Trust(floor, judged):
+            log.trust(partition, floor, judged)
         case MakeGroup(position):
             return log.ensure_group(partition, position)
         case Claim():

@@ -8,7 +8,7 @@ Invariants:
 2. Reading begins right after what SQL has applied of this log's own history; what was delivered before and not
    applied is replayed from there, whoever it was delivered to.
 3. Where Redis has a new history, its records are believed again only after it was compared with SQL: what SQL has
-   newer is removed first.
+   newer is removed first. Each rollback is judged once.
 4. Repeating the takeover, whole or after dying at any step, changes nothing further.
 
 ::
@@ -76,9 +76,10 @@ class Distrust:
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """Let the records that are left be believed. Reply: None."""
+    """Let the records that are left be believed, and note how far they were judged. Reply: None."""
 
     floor: int
+    judged: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class Start:
         group_made: the group was missing.
         served_by_group: new entries can be had from the group.
         past_missing: the log has nothing of the history that SQL has: it was emptied, or is another Redis.
-        ahead: the epoch below which SQL is ahead of this history, if it is: Redis was rolled back.
+        ahead: the epoch below which SQL is ahead of this history, if this was found just now: Redis was rolled back.
         distrusted: records removed from Redis because SQL has them newer.
         ghosts: entries removed because they came back from before the end of their epoch.
         judged: the history was compared with SQL; False where a full Redis refused to note a new one.
@@ -158,11 +159,14 @@ def takeover(offset: EntryID, earlier: Mapping[int, EntryID]) -> Generator[Effec
     behind, distrusted = None, 0
     if state.floor is not None:
         behind = ahead(offset, earlier, state.lineage)
+        if behind is not None and state.judged is not None and behind <= state.judged:
+            # The rollback is a past one; had another one taken the judgement back, it would have taken the note, too.
+            behind = None
         if state.ghosts:
             yield Expunge(state.ghosts, position)
         if behind is not None:
             distrusted = _answer(int, (yield Distrust(behind, position)))
-        yield Trust(state.floor)
+        yield Trust(state.floor, behind)
     made = state.delivered is None
     served = not made or (yield MakeGroup(position)) is not False
     # A full Redis may refuse the group: what it holds is read by position, which frees memory in the end.

@@ -179,7 +179,7 @@ class Confirmer:
         except redis.ResponseError as error:
             if refusal(error).code in {"LOADING", "MASTERDOWN"}:
                 return None
-            raise
+            raise RedisUnavailable(f"Redis refuses: {error}", "check the server and the user's permissions") from error
         return EntryID.parse(text) if text else None
 
     def _late(self, level: Durability) -> DurabilityTimeout:

@@ -75,6 +75,7 @@ rewritten = Table(
     Column("partition", Integer, primary_key=True, autoincrement=False),
     Column("epoch", BigInteger, primary_key=True, autoincrement=False),
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("applied_ms", BigInteger, nullable=False, comment="when, on this database's clock"),
     comment="Entries that Redis lost, that were written again elsewhere in the log, and that were applied there.",
 )
 

@@ -66,6 +66,7 @@ class LogState:
         moved: no epoch began on this very primary yet, or the log was deleted.
         floor: the epoch that has to be compared with SQL before records of earlier ones are believed; None where that
             was done.
+        judged: the epoch below which records were compared with SQL after a rollback, if they ever were.
         ghosts: entries above the end that the lineage gives their epoch; looked for where there is a floor.
     """
 
@@ -75,6 +76,7 @@ class LogState:
     lineage: dict[int, EntryID | None]
     moved: bool = False
     floor: int | None = None
+    judged: int | None = None
     ghosts: Sequence[bytes] = ()
 
 
@@ -157,6 +159,7 @@ class Log:
             lineage=lineage,
             moved=bool(lineage) and (fields.get(b"identity") != link.identity or isinstance(stream, Exception)),
             floor=int(floor) if floor else None,
+            judged=int(fields[b"judged"]) if b"judged" in fields else None,
             ghosts=self._ghosts(link, partition, lineage) if floor else (),
         )
 
@@ -257,7 +260,7 @@ class Log:
     ) -> int:
         return int(link.script(DISTRUST, records, (below, *position, *ghosts))) if records else 0
 
-    def trust(self, partition: int, floor: int) -> None:
+    def trust(self, partition: int, floor: int, judged: int | None) -> None:
         """Let records be believed again, once this history was compared with SQL. Repeat: harmless.
 
         Raises:
@@ -265,7 +268,7 @@ class Log:
         """
         with self._link() as link:
             try:
-                link.script(TRUST, [self._keys.metas[partition]], [floor])
+                link.script(TRUST, [self._keys.metas[partition]], [floor, "" if judged is None else judged])
             except redis.ResponseError as error:
                 raise _refused(error) from error
 

@@ -187,8 +187,7 @@ class Rewriter:
         work = Rewriting(link, self._keys, partition, new=new, columns=self._columns)
         kept: list[Accepted] = []
         superseded: list[Single] = []
-        for single in lost:
-            entry_id = work.rewrite(single)
+        for single, entry_id in zip(lost, work.rewrite(lost), strict=True):
             if entry_id is None:
                 superseded.append(single)
                 continue

@@ -19,7 +19,10 @@ __all__ = ["Rewriting"]
 PAGE = 1000
 SEQUENCE_MAX = 2**52
 SECONDS_MAX = 10.0
-"""How long one entry is tried while others keep writing its record."""
+"""How long entries are tried while others keep writing their records."""
+
+ENTRIES_PER_SCRIPT = 100
+TRIES_TOGETHER = 3
 
 ENTRY_FIELDS = 4
 """Names and values of an ordinary entry; one that was written again names its original, too."""
@@ -57,37 +60,74 @@ class Rewriting:
         self._since: dict[str, list[tuple[EntryID | None, Mutation]]] = {}
         self._originals: dict[EntryID, EntryID] = {}
 
-    def rewrite(self, single: Single) -> EntryID | None:
-        """Append one entry again; return its ID, or None where others have overwritten it since.
+    def rewrite(self, singles: Sequence[Single]) -> list[EntryID | None]:
+        """Append entries again, in their order; return each one's ID, or None where others have overwritten it since.
 
         Raises:
-            RedisUnavailable: others keep writing the record, so that it could not be done in time.
+            RedisUnavailable: others keep writing a record, so that it could not be done in time.
             redis.RedisError: Redis refuses, or the connection failed.
         """
+        return [
+            entry_id
+            for start in range(0, len(singles), ENTRIES_PER_SCRIPT)
+            for entry_id in self._rewrite(singles[start : start + ENTRIES_PER_SCRIPT])
+        ]
+
+    def _rewrite(self, singles: Sequence[Single]) -> list[EntryID | None]:
+        """Append a few entries again by one script."""
+        records = list(dict.fromkeys(record for single in singles for record in single.records))
         deadline = time.monotonic() + SECONDS_MAX
+        tries = 0
         while time.monotonic() < deadline:
-            versions = self._versions(single.records)
-            if not all(self._untouched(*each) for each in zip(single.records, versions, strict=True)):
+            if tries == TRIES_TOGETHER and len(singles) > 1:
+                # Somebody writes one of the records: it must not keep the others from being written.
+                return [found for single in singles for found in self._rewrite([single])]
+            tries += 1
+            versions = dict(zip(records, self._versions(records), strict=True))
+            touched = {record for record in records if not self._untouched(record, versions[record])}
+            if touched:
                 self._read_on()
-                if single.original in self._originals:
-                    # Appended at an earlier try, whose reply was lost.
-                    return self._originals[single.original]
-                unseen = self._trimmed and not all(versions)
-                if unseen or not self._commutes(single):
-                    return None
+            found = self._settled(singles, touched, versions)
+            todo = [single for single in singles if single.entry_id not in found]
             try:
-                entry_id: bytes = self._link.script(REWRITE, self._keys_of(single), self._arguments(single, versions))
+                if todo:
+                    found.update(self._append(todo, versions))
             except redis.ResponseError as error:
                 if refusal(error).code != "CHANGED":
                     raise
-                continue
-            self._mine.update(dict.fromkeys(single.records, entry_id.decode()))
-            self._my_ids.add(EntryID.parse(entry_id))
-            return EntryID.parse(entry_id)
+            else:
+                return [found[single.entry_id] for single in singles]
         raise RedisUnavailable(
-            f"a lost write of partition {self._partition} could not be written again: others keep writing its record",
-            "it is kept, and tried again",
+            f"lost writes of partition {self._partition} could not be written again: others keep writing their records",
+            "they are kept, and tried again",
         )
+
+    def _settled(
+        self, singles: Sequence[Single], touched: Collection[str], versions: Mapping[str, str]
+    ) -> dict[EntryID, EntryID | None]:
+        """Return where entries stand that are not to be appended: they were already, or others overwrote them."""
+        found: dict[EntryID, EntryID | None] = {}
+        for single in singles:
+            if all(record not in touched for record in single.records):
+                continue
+            unseen = self._trimmed and not all(versions[record] for record in single.records)
+            # Appended at an earlier try whose reply was lost: there it stands.
+            if single.original in self._originals or unseen or not self._commutes(single):
+                found[single.entry_id] = self._originals.get(single.original)
+        return found
+
+    def _append(self, singles: Sequence[Single], versions: Mapping[str, str]) -> dict[EntryID, EntryID | None]:
+        names = list(dict.fromkeys(record for single in singles for record in single.records))
+        keys = [self._keys.logs[self._partition], self._keys.metas[self._partition], *names]
+        arguments = self._arguments(singles, {name: versions[name] for name in names})
+        last = EntryID.parse(self._link.script(REWRITE, keys, arguments))
+        found: dict[EntryID, EntryID | None] = {}
+        for number, single in enumerate(singles, last.sequence - len(singles) + 1):
+            entry_id = EntryID(last.epoch, number)
+            found[single.entry_id] = entry_id
+            self._mine.update(dict.fromkeys(single.records, str(entry_id)))
+            self._my_ids.add(entry_id)
+        return found
 
     def _versions(self, records: Sequence[str]) -> list[str]:
         replies = self._link.pipeline([("HGET", record, ":version") for record in records]) if records else []
@@ -150,14 +190,13 @@ class Rewriting:
             record = self._keys.record(self._partition, mutation[1], mutation[2])
             self._since.setdefault(record, []).append((original, mutation))
 
-    def _keys_of(self, single: Single) -> list[str]:
-        return [self._keys.logs[self._partition], self._keys.metas[self._partition], *single.records]
-
-    def _arguments(self, single: Single, versions: list[str]) -> list[Any]:
-        operations = [
-            part for op, arguments in single.operations for part in (op, arguments[0] if op in {"a", "n"} else "")
-        ]
-        # A record that is not there: nothing may be appended between the look at the log and the script.
-        read_to = "" if all(versions) else str(self._read_to)
-        head = [self._link.identity, str(single.original), single.mutation_id, single.payload, len(single.operations)]
-        return [*head, read_to, *versions, *operations]
+    def _arguments(self, singles: Sequence[Single], versions: Mapping[str, str]) -> list[Any]:
+        places = {name: 3 + number for number, name in enumerate(versions)}
+        read_to = "" if all(versions.values()) else str(self._read_to)
+        arguments: list[Any] = [self._link.identity, read_to, len(singles), *versions.values()]
+        for single in singles:
+            arguments += (str(single.original), single.mutation_id, single.payload, len(single.operations))
+            records = iter(single.records)
+            for op, given in single.operations:
+                arguments += (op, given[0] if op in {"a", "n"} else "", 0 if op == "a" else places[next(records)])
+        return arguments

@@ -14,6 +14,7 @@ import redis
 import sqlalchemy as sa
 
 import servers
+from running import flushing
 from writebehind.engine import ConfigurationError, Durability, EngineSettings, WriteBehind
 from writebehind.engine.adapters.control_tables import partitions
 from writebehind.engine.adapters.permissions import COMMANDS
@@ -143,19 +144,6 @@ def entries(engine: WriteBehind) -> int:
         return sum(link.pipeline([("XLEN", log) for log in engine.keys.logs]))
 
 
-@contextlib.contextmanager
-def flushing(engine: WriteBehind) -> Iterator[Flusher]:
-    """Keep a flusher running."""
-    flusher = Flusher(engine, QUICK)
-    thread = threading.Thread(target=flusher.run)
-    thread.start()
-    try:
-        yield flusher
-    finally:
-        flusher.stopping.set()
-        thread.join()
-
-
 def until(happened: Callable[[], bool]) -> None:
     """Wait for an event, with a deadline."""
     deadline = time.monotonic() + 20
@@ -270,7 +258,7 @@ def test_backlog_rate_and_flushers_are_measured(
             written[0] += 1
 
     writer = threading.Thread(target=write)
-    with flushing(engine) as flusher:
+    with flushing(engine, QUICK) as flusher:
         until(lambda: flusher.tally.entries >= 30)
         writer.start()
         until(lambda: written[0] > 10)
@@ -479,7 +467,7 @@ def test_the_listed_commands_are_enough(guarded: Callable[..., GuardedRedis], ma
     server.kill()
     server.start()
     engine.put(accounts, {"id": 501})
-    with flushing(engine):
+    with flushing(engine, QUICK):
         engine.put(accounts, {"id": 502}, durability=Durability.PERSISTED)
         assert engine.get(accounts, 300) == {"id": 300, "balance": 3}
     assert drain(engine, 20, QUICK).lost_entries == 0

@@ -13,6 +13,7 @@ import redis
 import sqlalchemy as sa
 
 import servers
+from running import flushing
 from writebehind.engine import (
     ConfigurationError,
     DataLossDetected,
@@ -23,7 +24,7 @@ from writebehind.engine import (
     WriteBehindError,
 )
 from writebehind.engine.embedded import EmbeddedRedis
-from writebehind.flushers import Flusher, FlusherSettings, drain, initialise, status
+from writebehind.flushers import FlusherSettings, drain, initialise, status
 
 if TYPE_CHECKING:
     from conftest import OwnRedisFactory
@@ -75,19 +76,6 @@ def newest(own_redis: "OwnRedisFactory") -> Callable[..., EmbeddedRedis]:
         return server
 
     return start
-
-
-@contextlib.contextmanager
-def flushing(engine: WriteBehind) -> Iterator[Flusher]:
-    """Keep a flusher running."""
-    flusher = Flusher(engine, QUICK)
-    thread = threading.Thread(target=flusher.run)
-    thread.start()
-    try:
-        yield flusher
-    finally:
-        flusher.stopping.set()
-        thread.join()
 
 
 def rows_of(engine: WriteBehind) -> list[tuple[int, int]]:
@@ -348,7 +336,7 @@ def test_persisted_means_that_the_row_is_in_sql(make: Factory, redis_url: str, d
     """When a write at that level returns, another connection sees its row; so for batches and groups."""
     engine = make(redis_url, database_url, durability=Durability.PERSISTED)
     initialise(engine, create_tables=True)
-    with flushing(engine):
+    with flushing(engine, QUICK):
         for number in range(5):
             assert engine.put(accounts, {"id": number}).durability is Durability.PERSISTED
             assert len(rows_of(engine)) == number + 1
@@ -369,7 +357,7 @@ def test_without_a_flusher_the_write_is_late(make: Factory, redis_url: str, sqli
     with pytest.raises(DurabilityTimeout, match="PERSISTED"):
         receipt.wait(Durability.PERSISTED, 0.2)
     assert receipt.durability is Durability.ACCEPTED
-    with flushing(engine):
+    with flushing(engine, QUICK):
         assert receipt.wait(Durability.PERSISTED, 10).durability is Durability.PERSISTED
     assert rows_of(engine) == [(1, 0)]
 
@@ -448,7 +436,36 @@ def test_a_write_lost_before_its_fsync_is_not_confirmed(
     engine.put(accounts, {"id": 3}, durability=Durability.FSYNCED)
     with pytest.raises(DurabilityTimeout):
         lost.wait(Durability.FSYNCED, 0.3)
-    with flushing(engine):
+    with flushing(engine, QUICK):
         assert kept.wait(Durability.FSYNCED, 10).durability is Durability.FSYNCED
         with pytest.raises(DataLossDetected):
             lost.wait(Durability.FSYNCED, 10)
+
+
+def test_an_accepted_write_is_never_called_unwritten(
+    own_redis: "OwnRedisFactory", make: Factory, sqlite_url: str
+) -> None:
+    """Redis lost the write and is away when the receipt wants to know more: late, not "nothing was written"."""
+    server = own_redis({"appendfsync": "always"}, binary=servers.newest_redis_binary())
+    assert isinstance(server, EmbeddedRedis)
+    engine = make(server.url, sqlite_url, partitions=1)
+    initialise(engine, create_tables=True)
+    engine.put(accounts, {"id": 0})
+    assert drain(engine, 10, QUICK).backlog == 0
+    size = appended(server).stat().st_size
+    receipt = engine.put(accounts, {"id": 1})
+    engine.close()  # so that nothing is written again in the background
+    server.kill()
+    with appended(server).open("r+b") as file:
+        file.truncate(size)
+    server.start()
+    other = make(server.url, sqlite_url, partitions=1)
+    other.put(accounts, {"id": 2})
+    assert drain(other, 10, QUICK).backlog == 0
+    server.kill()
+    with pytest.raises(DurabilityTimeout, match="is accepted, but not PERSISTED"):
+        receipt.wait(Durability.PERSISTED, 1)
+    server.start()
+    with flushing(other, QUICK):
+        receipt.wait(Durability.PERSISTED, 20)
+    assert rows_of(engine) == [(0, 0), (1, 0), (2, 0)]

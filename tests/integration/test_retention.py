@@ -1,8 +1,10 @@
 """The engine writes again what Redis has lost: the window is zero while the service lives, and nothing is doubled."""
 
 import contextlib
+import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ import redis
 import sqlalchemy as sa
 
 import servers
+from running import flushing
 from writebehind.drills.proxy import Mishap, Proxy
 from writebehind.engine import (
     DataLoss,
@@ -25,6 +28,7 @@ from writebehind.engine.adapters.control_tables import rewritten
 from writebehind.engine.adapters.scripts import APPEND
 from writebehind.engine.embedded import EmbeddedRedis
 from writebehind.flushers import FlusherSettings, drain, initialise, status
+from writebehind.flushers.leases import REWRITTEN_MS_MAX
 
 if TYPE_CHECKING:
     from conftest import OwnRedisFactory
@@ -220,6 +224,30 @@ def test_written_again_flushed_and_lost_again(world: World) -> None:
     assert world.app.get(accounts, 1) == {"id": 1, "owner": "Ada", "balance": 111}
 
 
+def test_what_was_written_again_is_forgotten_in_the_end(world: World) -> None:
+    """The record of entries applied elsewhere is kept for days, not for ever."""
+    world.app.put(accounts, {"id": 1, "owner": "Ada", "balance": 0})
+    size = world.size
+    for _ in range(2):
+        world.app.increment(accounts, 1, {"balance": 1})
+        world.crash(size)
+        world.app.increment(accounts, 1, {"balance": 10})
+        world.drain()
+        size = world.size
+    count = sa.select(sa.func.count()).select_from(rewritten)
+    with world.app.database.begin() as connection:
+        assert connection.execute(count).scalar_one() == 2
+        oldest = sa.select(sa.func.min(rewritten.c.epoch)).scalar_subquery()
+        old = rewritten.c.applied_ms - REWRITTEN_MS_MAX
+        aged = connection.execute(sa.update(rewritten).where(rewritten.c.epoch == oldest).values(applied_ms=old))
+        assert aged.rowcount == 1
+    world.app.increment(accounts, 1, {"balance": 100})
+    world.drain()
+    with world.app.database.connect() as connection:
+        assert connection.execute(count).scalar_one() == 1
+    assert world.rows() == {1: ("Ada", 122)}
+
+
 def test_epochs_that_end_inside_a_batch(world: World) -> None:
     """After something was written again, a batch over several restarts is applied whole."""
     world.app.put(accounts, {"id": 1, "owner": "Ada", "balance": 0})
@@ -394,6 +422,43 @@ def test_nothing_is_lost_where_redis_has_everything(world: World) -> None:
     assert world.losses == []
     world.drain()
     assert world.rows() == {1: ("Grace", 108), 3: ("Cy", 1)}
+
+
+def test_many_are_written_again_beside_busy_writers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others that write, also the same records, neither hold it up nor get lost, while a flusher works."""
+    monkeypatch.setattr("writebehind.engine.adapters.rewriter.Rewriter.look", lambda _: None)
+    stopping = threading.Event()
+    sums: Counter[int] = Counter()
+    with contextlib.closing(world.engine()) as other, flushing(world.app, SETTINGS):
+        other.start()
+
+        def write() -> None:
+            for number in itertools.count():
+                if stopping.is_set():
+                    return
+                key = (1, 2, 1000 + number % 50)[number % 3]
+                other.increment(accounts, key, {"balance": 1})
+                sums[key] += 1
+
+        for number in range(1, 301):
+            world.app.put(accounts, {"id": number, "owner": "mine", "balance": 0})
+        for number in range(50):
+            other.put(accounts, {"id": 1000 + number, "owner": "other", "balance": 0})
+        thread = threading.Thread(target=write)
+        thread.start()
+        try:
+            for number in range(3, 301):
+                world.app.increment(accounts, number, {"balance": 1})
+            with redis.Redis.from_url(world.server.url) as client:
+                client.flushall()
+            world.app.increment(accounts, 3, {"balance": 1})
+        finally:
+            stopping.set()
+            thread.join()
+    world.app.insert(events, {"kind": "wakes it"})
+    drain(world.app, DEADLINE_SECONDS, SETTINGS)
+    expected = {number: 1 + (number == 3) for number in range(3, 301)} | dict(sums)
+    assert {key: balance for key, (_, balance) in world.rows().items()} == expected
 
 
 @pytest.mark.parametrize("drained", [False, True])

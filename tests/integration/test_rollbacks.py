@@ -1,10 +1,8 @@
 """Redis loses a tail, entries, groups, or itself: what comes after lands in SQL, and what is lost is counted."""
 
 import contextlib
-import logging
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +11,7 @@ import redis
 import sqlalchemy as sa
 
 import servers
+from running import flushing
 from writebehind.drills.proxy import Proxy
 from writebehind.engine import DataLossDetected, Durability, EngineSettings, WriteBehind
 from writebehind.engine.adapters.log import GROUP
@@ -133,30 +132,6 @@ def crash(server: EmbeddedRedis, size: int) -> None:
     server.start()
 
 
-@contextlib.contextmanager
-def flushing(app: WriteBehind, kind: Callable[..., Flusher] = Flusher) -> Iterator[Flusher]:
-    """Keep a flusher running."""
-    flusher = kind(app, SETTINGS)
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            flusher.run()
-        except BaseException as error:
-            failed.append(error)
-            logging.getLogger(__name__).exception("the flusher ended")
-            raise
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield flusher
-    finally:
-        flusher.stopping.set()
-        thread.join()
-    assert failed == []
-
-
 # A lost tail
 
 
@@ -181,7 +156,7 @@ def test_redis_lost_its_tail(
             assert world.drain().backlog == 0
             if kept == flushed:
                 sizes[-1] = appended(server).stat().st_size
-    with flushing(world.app) if served and flushed == 10 else contextlib.nullcontext():
+    with flushing(world.app, SETTINGS) if served and flushed == 10 else contextlib.nullcontext():
         crash(server, sizes[kept])
         later = world.write(7)
         if not (served and flushed == 10):
@@ -240,7 +215,7 @@ def test_records_that_sql_has_newer_are_loaded(
     world.app.links.drop_idle()
     assert world.app.get_many(accounts, [1, 2]) == {1: {"id": 1, "balance": 15}, 2: None}
     expected: Any = 15
-    with flushing(world.app) if served else contextlib.nullcontext():
+    with flushing(world.app, SETTINGS) if served else contextlib.nullcontext():
         if op == "increment":
             world.app.increment(accounts, 1, {"balance": 1})
             expected = 16
@@ -291,7 +266,7 @@ def test_an_undone_write_stays_undone(server: EmbeddedRedis, sqlite_url: str, na
 def test_an_emptied_redis_takes_new_writes(server: EmbeddedRedis, sqlite_url: str, namespace: str, caplog: Any) -> None:
     """After FLUSHALL under a running flusher, new writes land beside what SQL has, and the loss is logged."""
     world = World(server.url, sqlite_url, namespace)
-    with redis.Redis.from_url(server.url) as client, flushing(world.app):
+    with redis.Redis.from_url(server.url) as client, flushing(world.app, SETTINGS):
         first = world.write(5)
         world.wait_for(first)
         client.flushall()
@@ -359,7 +334,7 @@ def test_trimmed_entries_are_counted(world: World, client: Any, caplog: pytest.L
 def test_a_gap_under_a_running_flusher_is_counted_once(world: World, client: Any) -> None:
     """Entries deleted again and again while a flusher works add up exactly."""
     stored: list[int] = []
-    with flushing(world.app):
+    with flushing(world.app, SETTINGS):
         stored += world.write(3)
         world.wait_for(stored)
         for _ in range(3):
@@ -391,7 +366,7 @@ def test_a_group_changed_by_hand(
     expected = world.write(5)
     world.drain()
     for _ in range(3):
-        with flushing(world.app) if served else contextlib.nullcontext():
+        with flushing(world.app, SETTINGS) if served else contextlib.nullcontext():
             expected += world.write(5)
             if served:
                 world.wait_for(expected)
@@ -416,7 +391,7 @@ def test_a_group_changed_by_hand(
 
 def test_entries_skipped_by_the_group_are_flushed_without_another_write(world: World, client: Any) -> None:
     """A group moved past entries that were not delivered does not keep them from SQL."""
-    with flushing(world.app) as flusher:
+    with flushing(world.app, SETTINGS) as flusher:
         expected = world.write(3)
         world.wait_for(expected)
         epoch = client.hget(world.app.keys.metas[0], "epoch").decode()
@@ -511,7 +486,7 @@ def test_a_failover_under_a_running_flusher(own_redis: "OwnRedisFactory", sqlite
         new: Any = new_client
         world = World(f"redis://127.0.0.1:{address.port}/0", sqlite_url, namespace)
         new.replicaof("127.0.0.1", ports[0])
-        with flushing(world.app):
+        with flushing(world.app, SETTINGS):
             first = world.write(5)
             world.wait_for(first)
             deadline = time.monotonic() + DEADLINE_SECONDS

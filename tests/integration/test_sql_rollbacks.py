@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,9 +10,10 @@ import pytest
 import redis
 import sqlalchemy as sa
 
+from running import flushing
 from writebehind.engine import Durability, WriteBehind
 from writebehind.engine.adapters.control_tables import control
-from writebehind.flushers import Flusher, FlusherSettings, Status, drain, initialise, status
+from writebehind.flushers import FlusherSettings, Status, drain, initialise, status
 from writebehind.recovery import from_cache
 
 DEADLINE_SECONDS = 15.0
@@ -94,26 +94,13 @@ def flush(app: WriteBehind, settings: FlusherSettings = SETTINGS) -> Status:
     return last
 
 
-@contextlib.contextmanager
-def flushing(app: WriteBehind) -> Iterator[None]:
-    """Keep a flusher running."""
-    flusher = Flusher(app, SETTINGS)
-    thread = threading.Thread(target=flusher.run)
-    thread.start()
-    try:
-        yield
-    finally:
-        flusher.stopping.set()
-        thread.join()
-
-
 @pytest.mark.parametrize("served", [False, True], ids=["flushed later", "flusher running"])
 def test_what_the_log_retains_is_applied_again(
     app: WriteBehind, caplog: pytest.LogCaptureFixture, *, served: bool
 ) -> None:
     """Everything after the snapshot comes back from the log, exactly, without another write."""
     write(app, 0, 4)
-    with flushing(app) if served else contextlib.nullcontext():
+    with flushing(app, SETTINGS) if served else contextlib.nullcontext():
         if not served:
             flush(app)
         app.increment(accounts, 1, {"balance": 0}).wait(Durability.PERSISTED if served else Durability.ACCEPTED)

@@ -16,11 +16,12 @@ import pytest
 import redis
 import sqlalchemy as sa
 
+from running import flushing
 from writebehind.engine import ConfigurationError, EngineSettings, ValidationError, WriteBehind
 from writebehind.engine.adapters.control_tables import partitions
 from writebehind.engine.adapters.log import GROUP
 from writebehind.engine.core.partitioning import partition_of
-from writebehind.flushers import Flusher, FlusherSettings, drain, initialise
+from writebehind.flushers import FlusherSettings, drain, initialise
 from writebehind.recovery import Outcome, Progress, Repair, Verdict, Verification, Winner, from_cache, verify
 from writebehind.recovery.offsets import Offset, offsets
 
@@ -139,19 +140,6 @@ def shop(opened: Opened, sqlite_url: str) -> Shop:
 def each_shop(opened: Opened, database_url: str) -> Shop:
     """A shop on each kind of database."""
     return opened(database_url)
-
-
-@contextlib.contextmanager
-def flushing(app: WriteBehind, settings: FlusherSettings = QUICK) -> Iterator[Flusher]:
-    """Run a flusher meanwhile."""
-    flusher = Flusher(app, settings)
-    thread = threading.Thread(target=flusher.run, name="flusher")
-    thread.start()
-    try:
-        yield flusher
-    finally:
-        flusher.stopping.set()
-        thread.join()
 
 
 def counts(found: Verification) -> dict[Verdict, int]:

@@ -9,11 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from running import flushing
 from writebehind.drills.proxy import Mishap, Proxy
 from writebehind.engine import ConfigurationError, DatabaseUnavailable, Durability, WriteBehind
 from writebehind.engine.adapters.control_tables import partitions
@@ -232,28 +232,6 @@ def daemon(world: World, log: Path) -> Iterator[Daemon]:
         running.process.wait()
 
 
-@contextlib.contextmanager
-def flushing(app: WriteBehind, kind: Callable[..., Flusher] = Flusher, **options: Any) -> Iterator[Flusher]:
-    """Keep a flusher of this process running."""
-    flusher = kind(app, SETTINGS, **options)
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            flusher.run()
-        except BaseException as error:  # noqa: BLE001 - told to the test
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield flusher
-    finally:
-        flusher.stopping.set()
-        thread.join()
-    assert failed == []
-
-
 # Frozen holders
 
 
@@ -265,7 +243,7 @@ def test_a_frozen_daemon_commits_nothing_after_its_lease(world: World, tmp_path:
         before = world.tokens()
         first.freeze()
         world.write()
-        with flushing(world.app):
+        with flushing(world.app, SETTINGS):
             world.drained()
             first.go_on()
             world.write()
@@ -280,7 +258,7 @@ def test_a_zombie_keeps_no_entry_from_its_successor(world: World, tmp_path: Path
     with daemon(world, tmp_path / "first.log") as first:
         world.drained()
         first.freeze()
-        with flushing(world.app, member=False) as successor:
+        with flushing(world.app, SETTINGS, member=False) as successor:
             wait_until(lambda: world.holders() == {successor.holder}, "the successor holds all")
             first.go_on()
             for _ in range(6):
@@ -304,7 +282,7 @@ def test_a_daemon_frozen_inside_its_transaction(server_world: World, tmp_path: P
             first.freeze()
             other.rollback()
         begun = time.monotonic()
-        with flushing(world.app) as successor:
+        with flushing(world.app, SETTINGS) as successor:
             world.drained()
             assert time.monotonic() - begun < 10
             assert world.holders() == {successor.holder}
@@ -326,7 +304,7 @@ def test_two_daemons_under_fire(server_world: World, tmp_path: Path) -> None:
             world.drained()
             victim.go_on()
             world.write()
-    with flushing(world.app):
+    with flushing(world.app, SETTINGS):
         world.drained()
     world.check()
 
@@ -357,7 +335,7 @@ def test_an_unknown_commit_is_applied_once(server_world: World, fault: Mishap) -
                     proxy.inject(fault, COMMIT[world.dialect])
                 return super().perform(effect)
 
-        with flushing(app, Cut):
+        with flushing(app, SETTINGS, Cut):
             for _ in range(4):
                 world.write()
                 world.drained()
@@ -385,7 +363,7 @@ def test_a_connection_that_breaks_anywhere(server_world: World, phase: type[Effe
             return super().perform(effect)
 
     world.write()
-    with flushing(world.app, Broken):
+    with flushing(world.app, SETTINGS, Broken):
         world.drained()
     assert broken == 3
     world.check()
@@ -420,7 +398,7 @@ def test_a_database_killed_in_the_middle(redis_url: str, namespace: str, kind: t
                 ended.wait(0.01)
 
         writer = threading.Thread(target=write)
-        with flushing(world.app, Noticed):
+        with flushing(world.app, SETTINGS, Noticed):
             writer.start()
             for _ in range(2):
                 assert committed.acquire(timeout=DEADLINE_SECONDS)
@@ -442,7 +420,7 @@ def test_a_lock_that_is_not_had_in_time(server_world: World, caplog: pytest.LogC
     """A lock timeout takes the whole batch back, and it is tried again until the lock is free."""
     world = server_world
     world.write(1)
-    with flushing(world.app):
+    with flushing(world.app, SETTINGS):
         world.drained()
         with world.app.database.connect() as other:
             other.execute(sa.select(accounts).where(accounts.c.id == 9).with_for_update())
@@ -462,7 +440,7 @@ def test_a_deadlock(server_world: World, caplog: pytest.LogCaptureFixture) -> No
     world = server_world
     world.write(1)
     for _ in range(3):
-        with flushing(world.app), world.app.database.connect() as other:
+        with flushing(world.app, SETTINGS), world.app.database.connect() as other:
             world.drained()
             # More work than the flusher has done, so that InnoDB would rather roll back the flusher.
             other.execute(sa.insert(events), [{"kind": "rolled back"}] * 300)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import pytest
+
 from writebehind.engine.adapters.log import LogState
 from writebehind.engine.core.positions import ORIGIN, EntryID
 from writebehind.recovery.takeover import (
@@ -121,7 +123,7 @@ def test_a_new_primary_is_compared_before_it_is_served() -> None:
         OpenEpoch(),
         Inspect(),
         Distrust(9, at("5-8")),
-        Trust(9),
+        Trust(9, 9),
         Claim(),
         Confirmed([], at("5-8")),
     ]
@@ -132,15 +134,26 @@ def test_a_history_that_sql_is_not_ahead_of_is_believed() -> None:
     """A restart that lost nothing costs nothing."""
     known = replace(state("5-8", "5-8"), floor=9, lineage={5: None, 9: at("5-8")})
     effects, start = play(at("5-8"), known, ([], []))
-    assert effects == [Inspect(), Trust(9), Claim(), Confirmed([], at("5-8"))]
+    assert effects == [Inspect(), Trust(9, None), Claim(), Confirmed([], at("5-8"))]
     assert start.ahead is None
+
+
+@pytest.mark.parametrize(("judged", "expected"), [(None, 9), (8, 9), (9, None), (11, None)])
+def test_each_rollback_is_judged_once(judged: int | None, expected: int | None) -> None:
+    """A restart long after a rollback looks for nothing that an earlier takeover has removed already."""
+    lineage = {5: None, 9: at("5-6"), 12: at("9-3")}
+    known = replace(state("9-3", "9-3"), floor=12, lineage=lineage, judged=judged)
+    effects, start = play(at("9-3"), known, ([], []), {9: at("5-8")})
+    assert (Distrust(9, at("9-3")) in effects) == (expected is not None)
+    assert Trust(12, expected) in effects
+    assert start.ahead == expected
 
 
 def test_ghosts_go_before_anything_is_believed() -> None:
     """Entries that came back go, and what they left in records, before the records are believed."""
     known = replace(state("9-1", "9-1"), floor=9, lineage={5: None, 9: at("5-8")}, ghosts=[b"5-9"])
     effects, start = play(at("5-8"), known, ([], []))
-    assert effects.index(Expunge([b"5-9"], at("5-8"))) < effects.index(Trust(9))
+    assert effects.index(Expunge([b"5-9"], at("5-8"))) < effects.index(Trust(9, None))
     assert start.ghosts == 1
 
 
