@@ -7,7 +7,7 @@ as the rows. Leases live here too: fencing tokens minted in Redis go backwards a
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Column, Integer, LargeBinary, MetaData, String, Table, Text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -16,6 +16,7 @@ from writebehind.engine.errors import ConfigurationError
 __all__ = [
     "CONTROL_VERSION",
     "control",
+    "dead_letters",
     "epochs",
     "flushers",
     "losses",
@@ -94,6 +95,30 @@ losses = Table(
     Column("found_ms", BigInteger, nullable=False, comment="on this database's clock"),
     Column("records", Text, nullable=False, comment="tables and keys concerned, where they are known"),
     comment="What Redis has lost, as flushers and writers found it.",
+)
+
+dead_letters = Table(
+    "writebehind_dead_letters",
+    control,
+    Column("namespace", String(32), primary_key=True),
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("place", BigInteger, primary_key=True, autoincrement=False, comment="counts up in the log's order"),
+    Column("entry_id", String(48), nullable=False),
+    Column("mutation_id", String(128), nullable=False),
+    Column("table_name", String(255), nullable=False, comment="of its first mutation; empty where unreadable"),
+    Column(
+        "record_key", Text, nullable=False, comment="key text of its first mutation; empty for a key that SQL makes"
+    ),
+    Column("payload", LargeBinary(2**24 - 1), nullable=False, comment="as it stood in the log"),
+    Column(
+        "failure", String(32), nullable=False, comment="poison, foreign key, unreadable; empty: waits for one before it"
+    ),
+    Column("error", Text, nullable=False, comment="without values of rows"),
+    Column("attempts", Integer, nullable=False),
+    Column("made_ms", BigInteger, nullable=False, comment="on the writer's clock; 0 for unknown"),
+    Column("dead_ms", BigInteger, nullable=False, comment="when it was set aside, on this database's clock"),
+    Column("retry_until_ms", BigInteger, nullable=False, comment="until then a flusher tries again by itself; 0: no"),
+    comment="Entries that SQL refuses, and later entries of the same keys, which wait behind them in order.",
 )
 
 flushers = Table(

@@ -21,16 +21,23 @@ from msgspec.msgpack import Decoder, Encoder, Ext
 from writebehind.engine.core.values import JsonText
 from writebehind.engine.errors import ConfigurationError
 
-__all__ = ["VERSION", "Mutation", "Op", "PayloadError", "decode", "encode", "encode_group"]
+__all__ = ["LETTER", "VERSION", "Mutation", "Op", "PayloadError", "decode", "encode", "encode_group"]
 
 VERSION: Final = 1
+
+LETTER: Final = ":letter"
+"""Name of the value that says which dead letter a replay or a discard is about; no column is named so."""
 
 Mutation: TypeAlias = tuple[int, str, str, dict[str, Any]]
 """One decoded mutation: operation, table, key text (empty: an insert without a key), wire values."""
 
 
 class Op(IntEnum):
-    """What a payload does. ``GROUP`` holds mutations; it is never one itself."""
+    """What a payload does. ``GROUP`` holds mutations; it is never one itself.
+
+    ``REPLAY`` and ``DISCARD`` change no row by themselves: they tell the flusher, at their place in the log, to apply or to
+    drop the dead letter whose ``place`` their values name as ``LETTER``; a replay's other values replace the letter's.
+    """
 
     GROUP = 0
     PUT = 1
@@ -38,6 +45,8 @@ class Op(IntEnum):
     INCREMENT = 3
     INSERT = 4
     DELETE = 5
+    REPLAY = 6
+    DISCARD = 7
 
 
 class PayloadError(ConfigurationError):
@@ -45,7 +54,7 @@ class PayloadError(ConfigurationError):
 
 
 _FIRST_OP: Final = int(Op.PUT)  # plain ints: comparing with members of an IntEnum doubles the time of decode
-_LAST_OP: Final = int(Op.DELETE)
+_LAST_OP: Final = int(Op.DISCARD)
 _all_plain: Final = frozenset({int, str, float, bool, bytes, type(None), JsonText}).issuperset
 _EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 -- naive datetimes count from a naive epoch
 _DAY_MICROSECONDS: Final = 86_400_000_000
