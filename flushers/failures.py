@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from writebehind.engine.core.printable import printable
 from writebehind.engine.errors import PoisonEntryError, TransientError, ValidationError, WriteBehindError
 
 __all__ = ["Failure", "classify", "describe"]
@@ -151,7 +152,7 @@ def describe(error: BaseException) -> str:
     family, code = _code(cause)
     name = type(cause).__name__ if code is None else f"{type(cause).__name__} {code}"
     message = " ".join(_message(cause, family, code).split())
-    line = f"{name}: {message}" if message else name
+    line = printable(f"{name}: {message}" if message else name)
     return line if len(line) <= _MESSAGE_MAX else f"{line[: _MESSAGE_MAX - 1]}…"
 
 

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from writebehind.engine import WriteBehind
 from writebehind.engine.adapters.control_tables import epochs, flushers, losses, now_ms, partitions
-from writebehind.engine.adapters.log import Log
+from writebehind.engine.adapters.log import Log, made_ms
 from writebehind.engine.adapters.sql_reasons import sql_reason
 from writebehind.engine.core.contiguity import backlog, begin
 from writebehind.engine.core.positions import EntryID
@@ -147,8 +147,8 @@ def status(app: WriteBehind) -> Status:
         lag = 0.0
         if waiting:
             first = log.read_range(number, position, None, 1)
-            made_ms = int(first[0][1][1][:11], 16) if first else 0
-            lag = max(0.0, time.time() - made_ms / 1000) if made_ms else 0.0
+            made = made_ms(first[0]) if first else 0
+            lag = max(0.0, time.time() - made / 1000) if made else 0.0
         found.append(
             PartitionStatus(
                 partition=number,

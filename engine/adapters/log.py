@@ -20,7 +20,7 @@ from writebehind.engine.core.payload import PayloadError, decode
 from writebehind.engine.core.positions import ORIGIN, EntryID
 from writebehind.engine.errors import ConfigurationError, RedisUnavailable
 
-__all__ = ["GROUP", "Acknowledgement", "Log", "LogState", "RawEntry"]
+__all__ = ["GROUP", "Acknowledgement", "Log", "LogState", "RawEntry", "made_ms"]
 
 GROUP = b"flushers"
 KEYS_PER_SCRIPT = 1000
@@ -426,6 +426,14 @@ class Log:
         for reply in replies:
             if isinstance(reply, redis.ResponseError) and refusal(reply).code not in {"OOM", "NOSCRIPT"}:
                 raise _refused(reply) from reply
+
+
+def made_ms(entry: RawEntry) -> int:
+    """Read from its mutation ID when an entry was made, in milliseconds since 1970; 0 where it does not say."""
+    try:
+        return int(entry[1][1][:11], 16)
+    except (ValueError, IndexError, TypeError):
+        return 0
 
 
 def _refused(error: redis.ResponseError) -> Exception:

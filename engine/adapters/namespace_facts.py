@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from writebehind.engine.adapters.control_tables import control, epochs, flushers, namespaces, now_ms, partitions
 from writebehind.engine.adapters.links import Link
-from writebehind.engine.adapters.log import Log, LogState
+from writebehind.engine.adapters.log import Log, LogState, made_ms
 from writebehind.engine.core.contiguity import backlog, begin
 from writebehind.engine.core.facts import NamespaceFacts
 from writebehind.engine.core.keys import Keys
@@ -115,9 +115,9 @@ def lag(applied: Applied, states: States, log: Log) -> float | None:
         position = _position(applied, number, state)
         if backlog(position, state.end, state.lineage):
             first: Any = log.read_range(number, position, None, 1)
-            if first and first[0][1]:
-                # A mutation ID begins with the milliseconds at which it was made.
-                oldest = min(oldest, int(first[0][1][1][:11], 16) / 1000)
+            made = made_ms(first[0]) if first else 0
+            if made:
+                oldest = min(oldest, made / 1000)
     return max(0.0, time.time() - oldest)
 
 

@@ -27,7 +27,7 @@ from copy import copy
 from typing import Any, Final
 
 from writebehind.engine.core.payload import Op
-from writebehind.engine.errors import PoisonEntryError
+from writebehind.engine.errors import ConfigurationError, PoisonEntryError
 
 __all__ = ["Changes", "TableChanges", "Update"]
 
@@ -88,7 +88,7 @@ class TableChanges:
     """
 
     __slots__ = (
-        "_columns_count",
+        "_columns",
         "_versions",
         "adders",
         "appended",
@@ -116,7 +116,7 @@ class TableChanges:
         self.adders = adders
         self.delta_adders = adders if delta_adders is None else delta_adders
         self.default_row = default_row
-        self._columns_count = len(columns)
+        self._columns = columns
         self.appended: list[Values] = []
         self.inserts: dict[str, Values] = {}
         self.puts: dict[str, Values] = {}
@@ -138,7 +138,7 @@ class TableChanges:
         if op == Op.PUT:
             return not (
                 (self.deletes or self.updates)
-                and len(values) < self._columns_count
+                and len(values) < len(self._columns)
                 and (key in self.deletes or key in self.updates)
             )
         if op == Op.INCREMENT:
@@ -147,7 +147,7 @@ class TableChanges:
         if op != Op.INSERT or not key:
             return True
         if key in self.deletes:
-            return len(values) >= self._columns_count
+            return len(values) >= len(self._columns)
         return not (key in self.puts or key in self.updates or key in self.inserts)
 
     def replace(self, key: str, values: Values, entry_id: bytes) -> bool:
@@ -168,6 +168,7 @@ class TableChanges:
         """Merge one mutation that ``accepts`` has let through. Owns ``values`` from now on.
 
         Raises:
+            ConfigurationError: a column that is not declared is incremented; nothing has changed.
             PoisonEntryError: a column that is not numeric is incremented; nothing has changed.
             ValidationError: an increment leaves the column's range; nothing has changed.
             ValueError: the operation is unknown; nothing has changed.
@@ -307,6 +308,11 @@ class TableChanges:
                 continue
             adder = adders.get(name)
             if adder is None:
+                if self._columns and name not in self._columns:
+                    raise ConfigurationError(
+                        f"the log increments {name!r}, which this flusher's declaration does not have",
+                        "run flushers at least as new as the writers, or restore the column in the model",
+                    )
                 raise PoisonEntryError(f"column {name} is not numeric and cannot be incremented")
             sums[name] = adder(amounts.get(name), delta)
         return sums

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, Tim
 from rich.progress import Progress as Bar
 
 from writebehind.engine import WriteBehind
+from writebehind.engine.core.printable import printable
 from writebehind.flushers.cli import Target, target_options
 from writebehind.recovery.comparison import Verdict
 from writebehind.recovery.findings import Finding, Verification
@@ -175,7 +176,7 @@ def _log_lines(log: LogAudit) -> list[str]:
         listed = ", ".join(log.unreadable_ids)
         lines.append(f"{log.unreadable} entries that no flusher of these tables can read: {listed}")
     if log.orphaned:
-        listed = ", ".join(f"{table}:{key}" for table, key in log.orphans)
+        listed = ", ".join(printable(f"{table}:{key}") for table, key in log.orphans)
         lines.append(
             f"{log.orphaned} records were deleted in Redis before SQL had them; reads are stale until flushed: {listed}"
         )
@@ -186,7 +187,7 @@ def _log_lines(log: LogAudit) -> list[str]:
 
 def _finding_line(finding: Finding) -> str:
     where = "" if finding.partition is None else f" (partition {finding.partition}, {finding.state}, {finding.version})"
-    line = f"{finding.verdict.value.upper():<10} {finding.name}{where}: {finding.detail}"
+    line = f"{finding.verdict.value.upper():<10} {printable(finding.name)}{where}: {finding.detail}"
     for column, (in_redis, in_sql) in (finding.values or {}).items():
         line += f"\n{'':<11}{column}: Redis has {in_redis!r}, SQL has {in_sql!r}"
     return line

@@ -1,0 +1,382 @@
+"""Entries and keys that no writer of this product makes: a halt that says what is wrong, and nothing in SQL."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+
+from writebehind.engine import ConfigurationError, EngineSettings, RedisUnavailable, ValidationError, WriteBehind
+from writebehind.engine.adapters.control_tables import control
+from writebehind.engine.config import FIELDS_MAX, MEMBERS_MAX, PAYLOAD_BYTES_MAX
+from writebehind.engine.core.payload import Op, encode, encode_group
+from writebehind.flushers import Flusher, FlusherSettings, drain, initialise, status
+from writebehind.recovery import Verdict, verify
+
+QUICK = FlusherSettings(linger_seconds=0, lease_ttl_seconds=1, halt_retry_seconds=0.2)
+DEADLINE_SECONDS = 10.0
+HALT_SECONDS = 0.7
+
+metadata = sa.MetaData()
+accounts = sa.Table(
+    "accounts",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("owner", sa.String(60)),
+    sa.Column("document", sa.JSON),
+)
+audit = sa.Table("audit", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("what", sa.String(20)))
+
+
+@pytest.fixture(autouse=True)
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let flushers look again soon when there is nothing to do."""
+    monkeypatch.setattr("writebehind.flushers.flusher.IDLE_BLOCK_MS", 10)
+    monkeypatch.setattr("writebehind.flushers.draining.LOOK_SECONDS", 0.01)
+
+
+class Shop:
+    """An application whose stream somebody else writes to."""
+
+    def __init__(self, redis_url: str, database: str, namespace: str) -> None:
+        # SQL has more tables than are declared.
+        self.app = WriteBehind(
+            redis=redis_url, database=database, tables=[accounts], namespace=namespace, partitions=1,
+            settings=EngineSettings(redis_timeout_seconds=2, write_timeout_seconds=1, read_timeout_seconds=1),
+        )  # fmt: skip
+        initialise(self.app, create_tables=True)
+        audit.create(self.app.database)
+        self.app.put(accounts, {"id": 1, "owner": "Ada", "document": {"a": 1}})
+        self.drain()
+
+    def drain(self) -> None:
+        """Flush everything."""
+        assert drain(self.app, DEADLINE_SECONDS, QUICK).backlog == 0
+
+    def forge(self, *fields: bytes | str) -> str:
+        """Append an entry with these fields; return its ID."""
+        with self.app.links.link() as link:
+            epoch = link.command("HGET", self.app.keys.metas[0], "epoch").decode()
+            entry_id: bytes = link.command("XADD", self.app.keys.logs[0], f"{epoch}-*", *fields)
+        return entry_id.decode()
+
+    def command(self, *arguments: Any) -> Any:
+        """Send one command."""
+        with self.app.links.link() as link:
+            return link.command(*arguments)
+
+    def state(self) -> tuple[Any, ...]:
+        """Return all that SQL has, but for the engine's own tables."""
+        inspector = sa.inspect(self.app.database)
+        own = {table.name for table in control.sorted_tables}
+        names = sorted(set(inspector.get_table_names()) - own)
+        columns = [[column["name"] for column in inspector.get_columns(name)] for name in names]
+        with self.app.database.connect() as connection:
+            rows = [connection.execute(sa.select(table).order_by(table.c.id)).all() for table in (accounts, audit)]
+        return names, columns, rows
+
+    def halts(self) -> str:
+        """Flush until it halts; return what status says."""
+        flusher = Flusher(self.app, QUICK, member=False)
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        flusher.run(until=lambda: any(each.halted for each in flusher.cursors.values()) or time.monotonic() > deadline)
+        found = status(self.app)
+        (halted,) = found.halted
+        assert found.backlog > 0
+        json.dumps(found.as_json())
+        return str(halted.halted)
+
+
+@pytest.fixture
+def shop(redis_url: str, database_url: str, namespace: str) -> Iterator[Shop]:
+    """A shop on each database."""
+    made = Shop(redis_url, database_url, namespace)
+    yield made
+    made.app.close()
+
+
+@pytest.fixture
+def small(redis_url: str, sqlite_url: str, namespace: str) -> Iterator[Shop]:
+    """A shop where the database does not matter."""
+    made = Shop(redis_url, sqlite_url, namespace)
+    yield made
+    made.app.close()
+
+
+DROPS = (
+    'x"; DROP TABLE accounts; --',
+    "x`; DROP TABLE accounts; --",
+    "x'); DROP TABLE accounts; --",
+    "accounts; DELETE FROM accounts",
+    'accounts" WHERE 1=1; --',
+    "audit",
+    "accounts\0",
+    "ACCOUNTS",
+    "",
+    "x" * 5000,
+)
+
+
+@pytest.mark.parametrize("table", DROPS, ids=range(len(DROPS)))
+def test_unknown_tables(small: Shop, table: str) -> None:
+    """A table that is not declared halts the partition by name, also where SQL has it, however it is spelt."""
+    before = small.state()
+    entry_id = small.forge("m", "0" * 22, "p", encode(Op.PUT, table, "1", {"id": 1, "what": "forged"}))
+    said = small.halts()
+    assert said.startswith(f"entry {entry_id}: ")
+    assert "is not declared here" in said or len(table) > 200
+    assert len(said) < 500
+    assert small.state() == before
+
+
+COLUMNS = (
+    "owner\" = 'x'; DROP TABLE accounts; --",
+    "owner`; DROP TABLE accounts; --",
+    "owner) VALUES (1); DROP TABLE accounts; --",
+    "nosuch",
+    "\x1b[2J\r\nowner\u202e",
+    "OWNER",
+    "",
+)
+
+
+CASES = [(Op.PUT, column) for column in COLUMNS] + [(op, COLUMNS[0]) for op in Op if Op.PUT < op <= Op.DELETE]
+
+
+@pytest.mark.parametrize(("op", "column"), CASES, ids=range(len(CASES)))
+def test_unknown_columns(shop: Shop, op: Op, column: str) -> None:
+    """A column that is not declared changes nothing, however it is spelt: the partition halts at the entry."""
+    before = shop.state()
+    key = {"id": 2} if op in {Op.PUT, Op.INSERT} else {"id": 1}
+    entry_id = shop.forge("m", "0" * 22, "p", encode(op, "accounts", str(key["id"]), key | {column: 1}))
+    if op is Op.DELETE:
+        # Only the key counts there.
+        shop.drain()
+        assert shop.state()[:2] == before[:2]
+        return
+    said = shop.halts()
+    assert said.startswith(f"entry {entry_id}: ConfigurationError: ")
+    assert "this flusher's declaration does not have" in said
+    assert said.isprintable()
+    assert shop.state() == before
+
+
+def payload(*elements: Any) -> bytes:
+    """Return elements as one msgpack array."""
+    return msgspec.msgpack.encode(elements)
+
+
+UNREADABLE: dict[str, tuple[bytes | str, ...]] = {
+    "no payload": ("m", "0" * 22),
+    "other fields": ("a", "b", "c", "d"),
+    "garbage": ("m", "0" * 22, "p", b"\xc1\x00garbage"),
+    "cut": ("m", "0" * 22, "p", encode(Op.PUT, "accounts", "1", {"id": 1, "owner": "abcdef"})[:-3]),
+    "version 2": ("m", "0" * 22, "p", payload(2, 1, "accounts", "1", {"id": 1})),
+    "operation 99": ("m", "0" * 22, "p", payload(1, 99, "accounts", "1", {"id": 1})),
+    "nested": ("m", "0" * 22, "p", payload(1, 1, "accounts", "1", {"id": 1, "owner": [["a"]]})),
+    "deep": ("m", "0" * 22, "p", b"\x95\x01\x01\xa8accounts\xa11\x81\xa5owner" + b"\x91" * 100_000),
+    "giant": ("m", "0" * 22, "p", b"\x95\x01\x01" + b"a" * (PAYLOAD_BYTES_MAX + 1)),
+    "many fields": ("m", "0" * 22, "p", encode(Op.PUT, "accounts", "1", {f"c{n}": n for n in range(FIELDS_MAX + 1)})),
+    "billions announced": ("m", "0" * 22, "p", b"\x95\x01\x01\xa8accounts\xa11\xdf\xff\xff\xff\xff"),
+    "bad UTF-8": ("m", "0" * 22, "p", b"\x95\x01\x01\xa8accounts\xa11\x81\xa5owner\xa2\xed\xa0"),
+    "a decimal of a billion digits": (
+        "m", "0" * 22, "p", payload(1, 1, "accounts", "1", {"id": msgspec.msgpack.Ext(5, b"1E+999999999")}),
+    ),
+    "no mutation ID": ("m", b"\xff\xfe", "p", payload(1, 99, "accounts", "1", {"id": 1})),
+    "no key": ("m", "0" * 22, "p", encode(Op.PATCH, "accounts", "1", {"owner": "x"})),
+    "a bad original": ("m", "0" * 22, "p", encode(Op.PATCH, "accounts", "1", {"id": 1}), "o", "nonsense"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_unreadable_entries(small: Shop, what: str) -> None:
+    """The partition halts at the entry and says why; nothing of it, and nothing behind it, is in SQL."""
+    before = small.state()
+    entry_id = small.forge(*UNREADABLE[what])
+    small.app.put(accounts, {"id": 3, "owner": "behind"})
+    said = small.halts()
+    assert said.startswith(f"entry {entry_id}: ")
+    assert len(said) > len(entry_id) + 20
+    assert small.state() == before
+    assert verify(small.app).logs[0].backlog == 2
+    # The operator takes it out of the log, and flushing goes on.
+    small.command("XDEL", small.app.keys.logs[0], entry_id)
+    small.drain()
+    assert [row.id for row in small.state()[2][0]] == [1, 3]
+
+
+def test_a_group_with_one_unknown_member(shop: Shop) -> None:
+    """Of a group nothing is applied."""
+    before = shop.state()
+    members: list[tuple[int, str, str, dict[str, Any]]] = [
+        (Op.PUT, "accounts", "2", {"id": 2, "owner": "x", "document": None}),
+        (Op.DELETE, "audit", "1", {"id": 1}),
+    ]
+    entry_id = shop.forge("m", "0" * 22, "p", encode_group(members))
+    assert shop.halts().startswith(f"entry {entry_id}: ")
+    assert shop.state() == before
+
+
+def test_values_that_look_like_sql(shop: Shop) -> None:
+    """They are values."""
+    texts = [each[:60].replace("\0", "") for each in DROPS]
+    with shop.app.batch() as batch:
+        for number, text in enumerate(texts):
+            batch.put(accounts, {"id": 100 + number, "owner": text, "document": {text: [text]}})
+    shop.drain()
+    for number, text in enumerate(texts):
+        with shop.app.links.link() as link:
+            link.command("DEL", shop.app.keys.record(0, "accounts", str(100 + number)))
+        expected = {"id": 100 + number, "owner": text, "document": {text: [text]}}
+        assert shop.app.get(accounts, 100 + number) == expected
+
+
+# Foreign keys in the namespace
+
+
+def test_a_record_of_another_type(small: Shop) -> None:
+    """Where a record's hash should be there is a string: writes and reads are refused with the reason."""
+    name = small.app.keys.record(0, "accounts", "7")
+    small.command("SET", name, "foreign")
+    with pytest.raises(ConfigurationError, match="not the engine's"):
+        small.app.put(accounts, {"id": 7, "owner": "x"})
+    with pytest.raises(ConfigurationError, match="not as the engine writes it"):
+        small.app.get(accounts, 7)
+    assert small.app.get(accounts, 1) is not None
+    assert verify(small.app).counts[Verdict.UNREADABLE] == 1
+    small.app.put(accounts, {"id": 8, "owner": "x"})
+    small.drain()
+    assert small.command("GET", name) == b"foreign"
+
+
+@pytest.mark.parametrize("which", ["logs", "metas"])
+def test_a_log_of_another_type(small: Shop, which: str) -> None:
+    """Where a partition's log or meta hash should be there is a string: everybody says so, and nothing is written."""
+    name = getattr(small.app.keys, which)[0]
+    small.command("RENAME", name, "wb:{elsewhere}:kept")
+    small.command("SET", name, "foreign")
+    with pytest.raises((ConfigurationError, RedisUnavailable), match=r"not the engine's|WRONGTYPE"):
+        small.app.put(accounts, {"id": 7, "owner": "x"})
+    with pytest.raises(ConfigurationError, match=r"WRONGTYPE|not as the engine"):
+        drain(small.app, HALT_SECONDS, QUICK)
+    assert small.command("GET", name) == b"foreign"
+    small.command("RENAME", "wb:{elsewhere}:kept", name)
+    small.app.put(accounts, {"id": 7, "owner": "x"})
+    small.drain()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("lineage:7", "9-1@0"),
+        ("lineage:x", "1-1@0"),
+        ("lineage:7", "nonsense"),
+        ("watermark", "nonsense"),
+        ("floor", "x"),
+    ],
+)
+def test_a_damaged_meta_hash(small: Shop, field: str, value: str) -> None:
+    """Flushers and readers say that it is damaged; none of them goes round in a circle."""
+    meta = small.app.keys.metas[0]
+    before = small.command("HGET", meta, field)
+    small.command("HSET", meta, field, value)
+    with pytest.raises(ConfigurationError, match="does not hold what the engine writes"):
+        drain(small.app, HALT_SECONDS, QUICK)
+    if field in {"watermark", "floor"}:
+        with pytest.raises(ConfigurationError, match="not as the engine writes it"):
+            small.app.get(accounts, 1)
+    if before is None:
+        small.command("HDEL", meta, field)
+    else:
+        small.command("HSET", meta, field, before)
+    small.app.put(accounts, {"id": 7, "owner": "x"})
+    small.drain()
+
+
+def test_foreign_keys_are_reported_and_left_alone(small: Shop) -> None:
+    """Keys that are no records are named by verify; nothing else takes notice."""
+    stem = small.app.keys.stems[0]
+    for name in (
+        f"{stem}nosuch:1",
+        f"{stem}accounts:x",
+        f"{stem}accounts:1:2",
+        f"wb:{{{small.app.keys.namespace}:77}}:a:1",
+    ):
+        small.command("SET", name, "foreign")
+    small.command("SET", stem.encode() + b"accounts:\xff", "foreign")
+    assert verify(small.app).counts[Verdict.FOREIGN] == 5
+    small.app.put(accounts, {"id": 9, "owner": "x"})
+    small.drain()
+    assert verify(small.app).counts[Verdict.FOREIGN] == 5
+
+
+# What a writer refuses
+
+
+def test_giant_values_are_refused_before_anything_is_written(small: Shop) -> None:
+    """The error names the size and the limit."""
+    limit = small.app.settings.payload_bytes_max
+    before = small.command("XLEN", small.app.keys.logs[0])
+    with pytest.raises(ValidationError, match=f"takes .* bytes and {limit} are allowed"):
+        small.app.put(accounts, {"id": 1, "owner": None, "document": ["x" * limit]})
+    deep: Any = "x"
+    for _ in range(200):
+        deep = [deep]
+    with pytest.raises(ValidationError, match="at most 100 nested levels"):
+        small.app.put(accounts, {"id": 1, "owner": None, "document": deep})
+    wide: list[Any] = []
+    for _ in range(8):
+        wide = [wide] * 20
+    with pytest.raises(ValidationError, match="JSON of at most 1000000 items"):
+        small.app.put(accounts, {"id": 1, "owner": None, "document": wide})
+    with pytest.raises(ValidationError, match="'c0', 'c1', 'c2', 'c3', 'c4' and 999995 more") as caught:
+        small.app.put(accounts, {"id": 1} | {f"c{number}": 1 for number in range(1_000_000)})
+    assert len(str(caught.value)) < 300
+    assert small.command("XLEN", small.app.keys.logs[0]) == before
+
+
+def test_as_many_columns_as_are_possible(redis_url: str, sqlite_url: str, namespace: str) -> None:
+    """A table of 2,000 columns works, through the script and through SQL; one more is refused at declaration."""
+
+    def table(columns: int) -> sa.Table:
+        names = [sa.Column(f"c{number}", sa.Integer) for number in range(columns - 1)]
+        return sa.Table(
+            "wide", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True, autoincrement=False), *names
+        )
+
+    wide = table(FIELDS_MAX)
+    settings: dict[str, Any] = {"redis": redis_url, "database": sqlite_url, "namespace": namespace, "partitions": 1}
+    with WriteBehind(**settings, tables=[wide]) as app:
+        initialise(app, create_tables=True)
+        record = {"id": 1} | {f"c{number}": number for number in range(FIELDS_MAX - 1)}
+        app.put(wide, record)
+        app.patch(wide, 1, {name: value for name, value in record.items() if name != "id"})
+        app.increment(wide, 1, {f"c{number}": 1 for number in range(FIELDS_MAX - 1)})
+        expected = {name: value + (name != "id") for name, value in record.items()}
+        assert app.get(wide, 1) == expected
+        assert drain(app, DEADLINE_SECONDS, QUICK).backlog == 0
+        with app.database.connect() as connection:
+            assert dict(connection.execute(sa.select(wide)).mappings().one()) == expected
+    with pytest.raises(ConfigurationError, match="2001 columns; 2000 are possible"):
+        WriteBehind(**settings, tables=[table(FIELDS_MAX + 1)])
+
+
+def test_the_largest_group(redis_url: str, sqlite_url: str, namespace: str) -> None:
+    """Ten thousand writes in one group are one entry, which Redis and a flusher cope with; one more is refused."""
+    settings: dict[str, Any] = {"redis": redis_url, "database": sqlite_url, "namespace": namespace, "partitions": 1}
+    with WriteBehind(
+        **settings, tables=[accounts], settings=EngineSettings(payload_bytes_max=PAYLOAD_BYTES_MAX)
+    ) as app:
+        initialise(app, create_tables=True)
+        app.put(accounts, {"id": 1})
+        with app.atomic(accounts, 1) as group:
+            for number in range(MEMBERS_MAX):
+                group.patch(accounts, 1, {"owner": str(number)})
+        assert drain(app, DEADLINE_SECONDS, QUICK).backlog == 0
+        assert app.get(accounts, 1) == {"id": 1, "owner": str(MEMBERS_MAX - 1), "document": None}
+        entries = [app.composer.delete(app.plan_of(accounts), 1)] * (MEMBERS_MAX + 1)
+        with pytest.raises(ValidationError, match="an atomic group of 10001 writes; 10000 are allowed"):
+            app.composer.group(entries, 0)
