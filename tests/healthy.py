@@ -9,8 +9,8 @@ ONE = (Replica(online=True, lag_seconds=0, behind_bytes=0),)
 REDIS = RedisFacts(
     address="127.0.0.1:6379",
     product="Redis",
-    version=(8, 2, 3),
-    compatible=(8, 2, 3),
+    version=(8, 2, 9),
+    compatible=(8, 2, 9),
     identified=True,
     role="master",
     cluster=False,

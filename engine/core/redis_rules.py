@@ -6,6 +6,7 @@ Each rule looks at one thing and returns one finding, or None where the thing do
 from collections.abc import Callable
 from typing import Final
 
+from writebehind.engine.core.advisory_rules import advisories
 from writebehind.engine.core.facts import RedisFacts
 from writebehind.engine.core.finding import Finding, Severity, ask
 
@@ -260,6 +261,7 @@ def _clock(redis: RedisFacts) -> Finding | None:
 
 REDIS_RULES: Final[tuple[Callable[[RedisFacts], Finding | None], ...]] = (
     redis_version,
+    advisories,
     redis_role,
     _identity,
     _cluster,
