@@ -7,6 +7,7 @@ from typing import Any, Final
 import click
 
 from writebehind.engine.adapters.links import Links
+from writebehind.engine.config import NamespaceSettings
 from writebehind.engine.core.access import Options, User, default_user, users
 from writebehind.flushers.cli import Target, target_options
 
@@ -67,8 +68,8 @@ def acl(ctx: click.Context, /, *, form: str, old: bool, config_get: bool, as_jso
 def _named(target: Target) -> tuple[str, int]:
     """Return the namespace and the number of the Redis database."""
     if target.app is None and target.namespace and not (target.database or target.table):
-        links = Links(target.redis or "redis://", TIMEOUT_SECONDS)
-        return target.namespace, links.database
+        settings = NamespaceSettings(namespace=target.namespace, partitions=target.partitions or 1)
+        return settings.namespace, Links(target.redis or "redis://", TIMEOUT_SECONDS).database
     app = target.load()
     try:
         return app.keys.namespace, app.links.database
