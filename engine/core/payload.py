@@ -35,8 +35,8 @@ Mutation: TypeAlias = tuple[int, str, str, dict[str, Any]]
 class Op(IntEnum):
     """What a payload does. ``GROUP`` holds mutations; it is never one itself.
 
-    ``REPLAY`` and ``DISCARD`` change no row by themselves: they tell the flusher, at their place in the log, to apply or to
-    drop the dead letter whose ``place`` their values name as ``LETTER``; a replay's other values replace the letter's.
+    ``REPLAY`` and ``DISCARD`` change no row by themselves: they tell the flusher, at their place in the log, to apply
+    or to drop the dead letter that their values name as ``LETTER``; a replay's other values replace the letter's.
     """
 
     GROUP = 0
