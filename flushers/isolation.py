@@ -147,8 +147,8 @@ def _admitted(suspects: Sequence[Suspect], held: Quarantine, outcome: Outcome) -
             continue
         mutations = suspect.mutations or ()
         waiting = [mutation for mutation in mutations if (mutation[1], mutation[2]) not in free]
-        if held and held.holds(waiting):
-            superseded = held.superseded_by(mutations)
+        if held and held.holds(waiting, suspect.place):
+            superseded = held.superseded_by(mutations, suspect.place)
             if not superseded:
                 outcome.parked.append(suspect)
                 free -= set(suspect.keys)

@@ -11,6 +11,7 @@ Invariants:
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from writebehind.engine.core.payload import Mutation, Op
 
@@ -73,16 +74,16 @@ class Quarantine:
                 else:
                     del self._places[key]
 
-    def holds(self, mutations: Sequence[Mutation]) -> bool:
-        """Tell whether an entry has to wait behind a letter, or to supersede it."""
+    def holds(self, mutations: Iterable[Mutation], place: float = inf) -> bool:
+        """Tell whether an entry that would get a place has to wait behind a letter, or to supersede it."""
         places = self._places
-        return any((table, key) in places for _, table, key, _ in mutations)
+        return any((table, key) in places and places[table, key][0] < place for _, table, key, _ in mutations)
 
-    def superseded_by(self, mutations: Sequence[Mutation]) -> tuple[int, ...]:
+    def superseded_by(self, mutations: Sequence[Mutation], place: float = inf) -> tuple[int, ...]:
         """Return the letters that an entry makes meaningless, once it is applied; none where it has to wait."""
         key = superseded_key(mutations)
-        places = self._places.get(key, ()) if key is not None else ()
-        return places if all(len(self.letters[place].keys) == 1 for place in places) else ()
+        before = tuple(other for other in self._places.get(key, ()) if other < place) if key is not None else ()
+        return before if all(len(self.letters[other].keys) == 1 for other in before) else ()
 
     def chain(self, place: int) -> list[int]:
         """Return the places of all letters that are tied to one, itself included, in their order."""
