@@ -21,6 +21,7 @@ from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.adapters.log import Log, RawEntry
 from writebehind.engine.core.coalescing import Changes, TableChanges
 from writebehind.engine.core.contiguity import Lineage, backlog, step
+from writebehind.engine.core.mutation_ids import made_ms
 from writebehind.engine.core.payload import Mutation, decode
 from writebehind.engine.core.positions import ORIGIN, EntryID
 from writebehind.engine.errors import ConfigurationError, WriteBehindError
@@ -29,7 +30,7 @@ from writebehind.flushers.cursor import Cursor
 from writebehind.flushers.quarantine import Letter, keys_of
 from writebehind.flushers.suspect import Suspect
 
-__all__ = ["EntryFailed", "Intake"]
+__all__ = ["EntryFailed", "Intake", "made_at_ms"]
 
 logger = logging.getLogger(__name__)
 
@@ -250,7 +251,7 @@ class Intake:
                 rewritten=taken.originals,
                 parked=taken.parked,
                 superseded=taken.superseded,
-                oldest_ms=_made_ms(entries[0]),
+                oldest_ms=made_at_ms(entries[0]),
             )
         )
 
@@ -477,9 +478,6 @@ def _origin(fields: Sequence[bytes]) -> EntryID:
     return EntryID.parse(fields[5])
 
 
-def _made_ms(entry: RawEntry) -> int:
-    """Read when an entry was made from its mutation ID; 0 where it does not say."""
-    try:
-        return int(entry[1][1][:11], 16)
-    except (ValueError, IndexError, TypeError):
-        return 0
+def made_at_ms(entry: RawEntry) -> int:
+    """Read when an entry was made; 0 where it does not say, as a forged one."""
+    return made_ms(entry[1][1]) if entry[1] and len(entry[1]) > 1 else 0

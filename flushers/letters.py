@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from writebehind.engine.adapters.control_tables import dead_letters, now_ms
 from writebehind.engine.core.letters import DeadLetter
+from writebehind.engine.core.mutation_ids import made_ms
 from writebehind.flushers.failures import Failure, classify, describe
 from writebehind.flushers.isolation import Outcome
 from writebehind.flushers.quarantine import Letter, Quarantine
@@ -120,7 +121,7 @@ class Letters:
             "failure": "" if error is None else failure_of(suspect, error),
             "error": "" if error is None else describe(error),
             "attempts": 0 if error is None else 1,
-            "made_ms": _made_ms(suspect.mutation_id),
+            "made_ms": made_ms(suspect.mutation_id),
         }
 
     def _refuse_again(
@@ -161,10 +162,3 @@ def failure_of(suspect: Suspect, error: Exception) -> str:
 
 def _first(suspect: Suspect) -> tuple[str, str]:
     return (suspect.mutations[0][1], suspect.mutations[0][2]) if suspect.mutations else ("", "")
-
-
-def _made_ms(mutation_id: str) -> int:
-    try:
-        return int(mutation_id[:11], 16)
-    except ValueError:
-        return 0
