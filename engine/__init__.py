@@ -3,6 +3,7 @@
 from writebehind.engine.batches import AtomicGroup, Batch
 from writebehind.engine.config import EngineSettings
 from writebehind.engine.core.durability import Durability
+from writebehind.engine.core.letters import DeadLetter
 from writebehind.engine.core.retention import DataLoss
 from writebehind.engine.errors import (
     BacklogFull,
@@ -30,6 +31,7 @@ __all__ = [
     "DataLoss",
     "DataLossDetected",
     "DatabaseUnavailable",
+    "DeadLetter",
     "Durability",
     "DurabilityTimeout",
     "EngineSettings",

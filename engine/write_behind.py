@@ -28,6 +28,7 @@ from writebehind.engine.config import EngineSettings, NamespaceSettings
 from writebehind.engine.core.composing import Composer, Draft, Entry
 from writebehind.engine.core.durability import Durability
 from writebehind.engine.core.keys import Keys
+from writebehind.engine.core.letters import DeadLetter
 from writebehind.engine.core.partitioning import partition_of
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.core.records import RecordPlan
@@ -66,6 +67,7 @@ class WriteBehind:
         settings: what this process may tune.
         on_data_loss: called with a ``DataLoss`` for each partition in which Redis has lost accepted writes of this
             process, also where they could be written again; by whichever thread finds out.
+        on_dead_letter: called with a ``DeadLetter`` for each entry that SQL refuses, by the flusher, in its process.
 
     Raises:
         ConfigurationError: something of this cannot work, with the reason.
@@ -82,6 +84,7 @@ class WriteBehind:
         durability: Durability = Durability.ACCEPTED,
         settings: EngineSettings | None = None,
         on_data_loss: Callable[[DataLoss], None] | None = None,
+        on_dead_letter: Callable[[DeadLetter], None] | None = None,
     ) -> None:
         self.settings = settings or EngineSettings()
         self.namespace_settings = NamespaceSettings(namespace=namespace, partitions=partitions)
@@ -101,6 +104,7 @@ class WriteBehind:
             name: frozenset(column.name for column in declared.entity.key) for name, declared in self.tables.items()
         }
         self._on_data_loss = on_data_loss
+        self._on_dead_letter = on_dead_letter
         self._rewriter = Rewriter(
             self.links, self.rows, self.keys, self._ring(), columns=key_columns, on_loss=self.tell_loss
         )
@@ -434,6 +438,15 @@ class WriteBehind:
             except Exception:
                 # The application's own error must not fail the write or the flush that happened to find the loss.
                 logger.exception("on_data_loss raised")
+
+    def tell_dead_letter(self, letter: DeadLetter) -> None:
+        """Call the application's ``on_dead_letter``; used by the flusher that has set an entry aside."""
+        if self._on_dead_letter is not None:
+            try:
+                self._on_dead_letter(letter)
+            except Exception:
+                # The application's own error must not stop the flusher.
+                logger.exception("on_dead_letter raised")
 
     def _reconcile(self, partition: int) -> None:
         try:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from writebehind.engine.core.coalescing import Changes
 from writebehind.engine.core.positions import EntryID
+from writebehind.flushers.suspect import Suspect
 
 __all__ = ["Batch", "Crossing", "Segment"]
 
@@ -38,6 +39,8 @@ class Segment:
         lost: entries that should be in it and are not in the log.
         at_least: whether more may be missing, because the lineage does not tell.
         rewritten: originals of its entries that were written again.
+        parked: its entries that wait behind a dead letter.
+        superseded: places of the dead letters that its entries make meaningless.
         oldest_ms: when its first entry was made, on the writer's clock.
     """
 
@@ -50,6 +53,8 @@ class Segment:
     lost: int = 0
     at_least: bool = False
     rewritten: Sequence[EntryID] = ()
+    parked: Sequence[Suspect] = ()
+    superseded: Sequence[int] = ()
     oldest_ms: int = 0
 
 

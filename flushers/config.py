@@ -6,6 +6,8 @@ from writebehind.engine.errors import ConfigurationError
 
 __all__ = ["FlusherSettings"]
 
+MAY_BE_ZERO = frozenset({"linger_seconds", "retention_seconds", "foreign_key_seconds"})
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlusherSettings:
@@ -19,6 +21,7 @@ class FlusherSettings:
         retention_seconds: how long flushed entries stay in the log, for replay after a rollback of SQL.
         retry_seconds_max: longest pause between two tries while the database is away.
         halt_retry_seconds: how often a halted partition is tried again.
+        foreign_key_seconds: how long an entry whose parent is missing is tried again before it is left to an operator.
 
     Raises:
         ConfigurationError: a value is not possible.
@@ -31,10 +34,11 @@ class FlusherSettings:
     retention_seconds: float = 60.0
     retry_seconds_max: float = 5.0
     halt_retry_seconds: float = 5.0
+    foreign_key_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not (value >= 0 if name in {"linger_seconds", "retention_seconds"} else value > 0):
+            if not (value >= 0 if name in MAY_BE_ZERO else value > 0):
                 raise ConfigurationError(f"{name} is {value!r}", "give a positive number")
         if self.lease_ttl_seconds < 1:
             raise ConfigurationError(

@@ -16,7 +16,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import assert_never
@@ -28,9 +28,12 @@ from writebehind.engine import WriteBehind
 from writebehind.engine.adapters.database_facts import require_transactions
 from writebehind.engine.adapters.links import Links
 from writebehind.engine.adapters.log import Log
+from writebehind.engine.core.letters import DeadLetter
+from writebehind.engine.core.payload import Op
 from writebehind.engine.core.positions import ORIGIN, EntryID
 from writebehind.engine.core.retention import DataLoss
 from writebehind.engine.errors import ConfigurationError, LeaseLost, RedisUnavailable, TransientError
+from writebehind.flushers import isolation
 from writebehind.flushers.batch import Batch, Segment
 from writebehind.flushers.config import FlusherSettings
 from writebehind.flushers.cursor import Cursor
@@ -38,9 +41,13 @@ from writebehind.flushers.failures import Failure, classify, describe
 from writebehind.flushers.flush import Acknowledge, Begin, Commit, Effect, Fence, Fenced, RollBack, Write, flush
 from writebehind.flushers.garbage import collected_rarely
 from writebehind.flushers.intake import EntryFailed, Intake
+from writebehind.flushers.isolation import Outcome, isolate
 from writebehind.flushers.leases import Lease, Leases
+from writebehind.flushers.letters import Letters, told
+from writebehind.flushers.quarantine import Letter
 from writebehind.flushers.sessions import flusher_engine
 from writebehind.flushers.settlement import Settlement
+from writebehind.flushers.suspect import Suspect
 from writebehind.flushers.transaction import Transaction
 from writebehind.recovery.reclaim import reclaim
 
@@ -49,6 +56,9 @@ __all__ = ["Flusher", "holder_name"]
 logger = logging.getLogger(__name__)
 
 PASSING = frozenset({Failure.TRANSIENT, Failure.UNKNOWN})
+REFUSING = frozenset({Failure.POISON, Failure.FOREIGN_KEY})
+ISOLATED_ENTRIES_MAX = 1000
+RETRIED_LETTERS_MAX = 200
 FOREIGN_KEY_RETRY_SECONDS = 0.5
 IDLE_BLOCK_MS = 200
 DRAIN_BLOCK_MS = 10
@@ -104,9 +114,15 @@ class Flusher:
         self._log = Log(self._links, app.keys, self.holder)
         self._engine = flusher_engine(app.database, self.settings.lease_ttl_seconds, self.holder)
         namespace = app.namespace_settings.namespace
-        self._leases = Leases(self._engine, namespace, self.holder, self.settings.lease_ttl_seconds)
+        self._letters = Letters(namespace, self.settings.foreign_key_seconds)
+        self._leases = Leases(self._engine, namespace, self.holder, self.settings.lease_ttl_seconds, self._letters)
         self._transaction = Transaction(
-            self._engine, namespace, app.tables, self.settings.lease_ttl_seconds, holder=self.holder
+            self._engine,
+            namespace,
+            app.tables,
+            self.settings.lease_ttl_seconds,
+            holder=self.holder,
+            letters=self._letters,
         )
         self._intake = Intake(self._log, app.tables, self.settings.batch_bytes_max)
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="writebehind-intake")
@@ -140,6 +156,7 @@ class Flusher:
                 if upcoming is None:
                     self._collect_settled(everything=True)
                     self._tend()
+                    self._retry_letters()
                     if until is not None and until():
                         return
                     upcoming = self._reading.submit(self._read)
@@ -264,6 +281,9 @@ class Flusher:
             if cursor is None:
                 continue
             cursor.advance(segment.end, segment.rewritten)
+            cursor.quarantine.remove(segment.superseded)
+            for suspect in segment.parked:
+                cursor.quarantine.add(suspect.place, Letter(suspect.keys))
             cursor.seen_ms = segment.oldest_ms
             if segment.crossings:
                 # Numbers of another epoch must not trim this one.
@@ -306,31 +326,27 @@ class Flusher:
     # Trouble
 
     def _isolate(self, cursor: Cursor, entries: int) -> None:
-        """Flush one partition's next entries alone, in ever smaller batches, and halt at the one to blame.
+        """Flush one partition's next entries alone, setting aside those that SQL refuses.
 
-        Where they all pass now, nothing was to blame: what failed was their combination with others.
+        What is no entry's fault, a missing table, say, is found in ever smaller batches, and halts the partition there.
         """
-        limit = max(1, entries // 2)
+        limit = min(entries, ISOLATED_ENTRIES_MAX)
+        condemned: Exception | None = None
         while entries > 0 and not self.stopping.is_set() and cursor.number in self.cursors:
             self._collect_settled(everything=True)
             if cursor.stale and not (self._take_over(cursor) and cursor.number in self.cursors):
                 return
             try:
-                batch = self._intake.read([cursor], limit, 0)
-            except EntryFailed as failed:
-                self._rewind()
-                if not failed.readable:
-                    self._halt(cursor, failed.entry_id, failed.error)
-                    return
-                limit = failed.readable
-                continue
+                read = self._intake.read_raw(cursor, limit)
             except RedisUnavailable as unavailable:
                 self._lose_redis(unavailable)
                 return
-            if batch is None:
+            if read is None:
                 return
+            batch, suspects = read
             segment = batch.segments[0]
-            error = self._try(batch)
+            error = self._try_apart(cursor, batch, suspects, condemned)
+            condemned = None
             if error is None:
                 entries -= len(segment.ids)
                 continue
@@ -338,10 +354,131 @@ class Flusher:
             self._drop_lost(batch, error)
             if self._passes(error) or cursor.number not in self.cursors:
                 return
-            if len(segment.ids) <= 1:
-                self._halt(cursor, segment.ids[0].decode() if segment.ids else str(segment.end), error)
+            if len(segment.ids) > 1:
+                limit = len(segment.ids) // 2
+            elif classify(error, committing=False) in REFUSING:
+                # Only the end of the transaction has shown it.
+                condemned = error
+            else:
+                self._halt(cursor, segment.ids[0].decode(), error)
                 return
-            limit = len(segment.ids) // 2
+
+    def _try_apart(
+        self, cursor: Cursor, batch: Batch, suspects: Sequence[Suspect], condemned: Exception | None
+    ) -> Exception | None:
+        """Commit what can be of one partition's entries, retrying what passes; return what else went wrong."""
+        try:
+            outcome = self._retrying(self._attempt_apart, cursor, batch, suspects, condemned)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller isolates it, halts and says so
+            return error
+        for suspect in [*outcome.applied, *(each for each in suspects if each.control is not None)]:
+            batch.changes.pass_over(suspect.mutations or (), suspect.entry_id)
+        self._note(batch)
+        self._note_letters(cursor, outcome)
+        self._settlement.submit(batch, self.cursors)
+        return None
+
+    def _attempt_apart(
+        self, cursor: Cursor, batch: Batch, suspects: Sequence[Suspect], condemned: Exception | None
+    ) -> Outcome:
+        discarded: list[int] = []
+        control = suspects[0].control if len(suspects) == 1 else None
+        if control is not None:
+            op, place, corrections = control
+            suspects = self._chain(cursor, [place])
+            for suspect in suspects:
+                if suspect.place == place:
+                    suspect.correct(corrections)
+            if op == Op.DISCARD:
+                discarded = [suspect.place for suspect in suspects if suspect.place == place]
+                suspects = [suspect for suspect in suspects if suspect.place != place]
+        protocol = isolate(batch.segments[0], suspects, cursor.quarantine, discarded=discarded, condemned=condemned)
+        try:
+            effect = next(protocol)
+            while True:
+                effect = protocol.send(self._perform_apart(effect, cursor))
+        except StopIteration as stop:
+            outcome: Outcome = stop.value
+            return outcome
+        except BaseException:
+            self._transaction.roll_back()
+            raise
+
+    def _perform_apart(self, effect: isolation.Effect, cursor: Cursor) -> isolation.Reply:
+        self._committing = False
+        match effect:
+            case isolation.Begin():
+                self._transaction.begin()
+                self._transaction.check_at_once()
+            case isolation.Fence(segment):
+                return self._transaction.fence([segment])
+            case isolation.Attempt(suspects):
+                try:
+                    self._transaction.attempt(self._intake.merged(cursor.number, suspects), cursor.number)
+                except Exception as error:
+                    if classify(error, committing=False) not in REFUSING:
+                        raise
+                    return error
+            case isolation.Record(segment, outcome):
+                self._transaction.record(segment.partition, outcome, cursor.quarantine)
+            case isolation.Commit():
+                self._committing = True
+                self._transaction.commit()
+            case isolation.RollBack():
+                self._transaction.roll_back()
+            case _:
+                assert_never(effect)
+        return None
+
+    def _chain(self, cursor: Cursor, places: Iterable[int]) -> list[Suspect]:
+        """Read the letters that are tied to some, in their order; those that are gone are left out."""
+        known = cursor.quarantine
+        chain = {each for place in places if place in known.letters for each in known.chain(place)}
+        if not chain:
+            return []
+        with self._engine.connect() as connection:
+            return self._letters.read(connection, cursor.number, chain)
+
+    def _note_letters(self, cursor: Cursor, outcome: Outcome) -> None:
+        """Remember what SQL has now, and tell of what nobody tries again by himself."""
+        now = time.monotonic()
+        for suspect in outcome.parked:
+            if not suspect.letter:
+                cursor.quarantine.add(suspect.place, Letter(suspect.keys))
+        for suspect, error in outcome.refused:
+            known = cursor.quarantine.letters.get(suspect.place)
+            until = now + self.settings.foreign_key_seconds if known is None else known.retry_until
+            retries = classify(error, committing=False) is Failure.FOREIGN_KEY and now < until
+            pause = FOREIGN_KEY_RETRY_SECONDS * min(10, 1 + suspect.attempts / 4)
+            letter = Letter(suspect.keys, now + pause, until) if retries else Letter(suspect.keys)
+            cursor.quarantine.add(suspect.place, letter)
+            if not retries:
+                self._tell_letter(told(cursor.number, suspect, error))
+        cursor.quarantine.remove(outcome.gone)
+        cursor.ahead = cursor.quarantine.copy()
+
+    def _tell_letter(self, letter: DeadLetter) -> None:
+        logger.error(
+            "DEAD LETTER %d-%d: SQL refuses entry %s of %s; it is set aside, and later ones of its key wait: %s",
+            letter.partition, letter.place, letter.entry_id, letter.table or "an unknown table", letter.error,
+        )  # fmt: skip
+        self._app.tell_dead_letter(letter)
+
+    def _retry_letters(self) -> None:
+        """Try entries again whose parents were missing."""
+        for cursor in list(self.cursors.values()):
+            due = cursor.quarantine.due(time.monotonic())[:RETRIED_LETTERS_MAX]
+            if not due or cursor.stale or cursor.halted is not None:
+                continue
+            here = cursor.committed
+            segment = Segment(partition=cursor.number, token=cursor.token, start=here, end=here, ids=[])
+            batch = Batch(segments=[segment], changes=self._intake.blank(cursor.number))
+            error = self._try_apart(cursor, batch, self._chain(cursor, due), None)
+            if error is not None:
+                self._drop_lost(batch, error)
+                logger.warning("partition %d: dead letters: %s; trying again", cursor.number, describe(error))
+                for place in due:
+                    cursor.quarantine.postpone(place, time.monotonic() + self.settings.halt_retry_seconds)
 
     def _try(self, batch: Batch) -> Exception | None:
         """Commit a batch, retrying what passes; return what else went wrong."""
@@ -359,8 +496,7 @@ class Flusher:
                 self.cursors.pop(segment.partition, None)
 
     def _halt(self, cursor: Cursor, entry_id: str, error: Exception) -> None:
-        failure = classify(error, committing=False)
-        pause = FOREIGN_KEY_RETRY_SECONDS if failure is Failure.FOREIGN_KEY else self.settings.halt_retry_seconds
+        pause = self.settings.halt_retry_seconds
         reason = f"entry {entry_id}: {describe(error)}"
         cursor.retry_at = time.monotonic() + pause
         if cursor.halted != reason:
@@ -458,6 +594,8 @@ class Flusher:
             committed=lease.offset,
             earlier=lease.earlier,
             rewritten=set(lease.rewritten),
+            quarantine=lease.quarantine,
+            next_place=lease.next_place,
         )
 
     def _take_over(self, cursor: Cursor) -> bool:

@@ -12,6 +12,7 @@ from writebehind.engine.adapters.log import Log
 from writebehind.engine.core.contiguity import backlog, begin
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.errors import ConfigurationError, DatabaseUnavailable
+from writebehind.flushers.intake import made_at_ms
 from writebehind.recovery.dead_letters import counts
 from writebehind.recovery.letters import LetterCounts
 
@@ -152,7 +153,7 @@ def status(app: WriteBehind) -> Status:
         lag = 0.0
         if waiting:
             first = log.read_range(number, position, None, 1)
-            made_ms = int(first[0][1][1][:11], 16) if first else 0
+            made_ms = made_at_ms(first[0]) if first else 0
             lag = max(0.0, time.time() - made_ms / 1000) if made_ms else 0.0
         found.append(
             PartitionStatus(

@@ -12,20 +12,25 @@ Invariants:
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+
+import msgspec
 
 from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.adapters.log import Log, RawEntry
 from writebehind.engine.core.coalescing import Changes, TableChanges
 from writebehind.engine.core.contiguity import Lineage, backlog, step
-from writebehind.engine.core.payload import decode
+from writebehind.engine.core.mutation_ids import made_ms
+from writebehind.engine.core.payload import Mutation, decode
 from writebehind.engine.core.positions import ORIGIN, EntryID
 from writebehind.engine.errors import ConfigurationError, WriteBehindError
 from writebehind.flushers.batch import Batch, Crossing, Segment
 from writebehind.flushers.cursor import Cursor
+from writebehind.flushers.quarantine import Letter, keys_of
+from writebehind.flushers.suspect import Suspect
 
-__all__ = ["EntryFailed", "Intake"]
+__all__ = ["EntryFailed", "Intake", "made_at_ms"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +108,56 @@ class Intake:
         """
         return self._read(cursors, entries_max, block_ms, Changes(self._makers), [])
 
+    def read_raw(self, cursor: Cursor, entries_max: int) -> tuple[Batch, list[Suspect]] | None:
+        """Read entries of one partition without merging them; one that is about a dead letter comes alone.
+
+        Returns:
+            A batch without changes, and its entries; None where there is nothing, or something else to do first.
+
+        Raises:
+            RedisUnavailable: Redis cannot be read; the position may have moved, and must be reset.
+        """
+        if cursor.stale:
+            return None
+        entries: list[RawEntry] = []
+        if cursor.replay_until is not None:
+            entries = self._log.read_range(cursor.number, cursor.position, cursor.replay_until, entries_max)
+            if not entries:
+                cursor.replay_until = None
+        if not entries:
+            entries = self._log.read_new([cursor.number], entries_max, 0).get(cursor.number, [])
+        if not entries:
+            return None
+        changes, segments = self.blank(cursor.number), list[Segment]()
+        suspects: list[Suspect] = []
+        self._take(cursor, entries, changes, segments, suspects)
+        return (Batch(segments=segments, changes=changes), suspects) if segments else None
+
+    def merged(self, partition: int, suspects: Sequence[Suspect]) -> list[Changes]:
+        """Merge entries of a partition, in as few steps as possible.
+
+        Raises:
+            ConfigurationError: a table is not declared, or an operation is unknown.
+            PoisonEntryError, ValidationError: an entry contradicts itself or the one before it.
+        """
+        steps = [self.blank(partition)]
+        for suspect in suspects:
+            try:
+                if not steps[-1].merge(decode(suspect.payload), suspect.entry_id):
+                    steps.append(self.blank(partition))
+                    steps[-1].merge(decode(suspect.payload), suspect.entry_id)
+            except KeyError as error:
+                raise _undeclared(error) from error
+            except ValueError as error:
+                raise ConfigurationError(f"an entry cannot be applied: {error}", "upgrade the flushers") from error
+        return steps
+
+    def blank(self, partition: int) -> Changes:
+        """Return changes of a partition that hold nothing."""
+        changes = Changes(self._makers)
+        changes.enter(partition)
+        return changes
+
     def read_more(self, batch: Batch, cursors: Sequence[Cursor], entries_max: int) -> Batch:
         """Add to a batch what has arrived since; see ``read``."""
         return self._read(cursors, entries_max, 0, batch.changes, list(batch.segments)) or batch
@@ -144,7 +199,14 @@ class Intake:
             self._looked_at = time.monotonic()
         return Batch(segments=_joined(segments), changes=changes) if segments else None
 
-    def _take(self, cursor: Cursor, entries: list[RawEntry], changes: Changes, segments: list[Segment]) -> None:
+    def _take(
+        self,
+        cursor: Cursor,
+        entries: list[RawEntry],
+        changes: Changes,
+        segments: list[Segment],
+        suspects: list[Suspect] | None = None,
+    ) -> None:
         start = cursor.position
         first, last = EntryID.parse(entries[0][0]), EntryID.parse(entries[-1][0])
         crossings: list[Crossing] = []
@@ -161,8 +223,11 @@ class Intake:
                 return
             crossings, lost, at_least = judged
         cursor.ended |= {crossing.applied.epoch: crossing.applied.sequence for crossing in crossings}
-        originals: list[EntryID] = []
-        merged = self._merge(cursor, entries, changes, originals)
+        taken = _Taken()
+        if suspects is None:
+            merged = self._merge(cursor, entries, changes, taken)
+        else:
+            merged = _gather(cursor, entries, changes, taken, suspects)
         if merged == 0:
             cursor.replay_until = last if cursor.replay_until is None else max(last, cursor.replay_until)
             return
@@ -183,8 +248,10 @@ class Intake:
                 crossings=crossings,
                 lost=lost,
                 at_least=at_least,
-                rewritten=originals,
-                oldest_ms=_made_ms(entries[0]),
+                rewritten=taken.originals,
+                parked=taken.parked,
+                superseded=taken.superseded,
+                oldest_ms=made_at_ms(entries[0]),
             )
         )
 
@@ -266,13 +333,13 @@ class Intake:
             )
         return crossings, lost, not known
 
-    def _merge(self, cursor: Cursor, entries: Sequence[RawEntry], changes: Changes, originals: list[EntryID]) -> int:
+    def _merge(self, cursor: Cursor, entries: Sequence[RawEntry], changes: Changes, taken: "_Taken") -> int:
         """Merge entries until one has to begin a new batch; return how many were merged or passed over.
 
         Passed over is what SQL has already under another ID: an entry that was written again although SQL had the
         original, or an original that comes back although it was written again.
         """
-        merge = changes.merge
+        merge, ahead = changes.merge, cursor.ahead
         changes.enter(cursor.number)
         size = 0
         number = 0
@@ -284,23 +351,84 @@ class Intake:
                 if (again or cursor.rewritten) and _is_elsewhere(cursor, entry_id, fields):
                     changes.pass_over(decode(payload), entry_id)
                     continue
-                if not merge(decode(payload), entry_id):
+                members = decode(payload)
+                held = bool(ahead) and ahead.holds(members)
+                superseded = ahead.superseded_by(members) if held else ()
+                if held and not superseded:
+                    _park(cursor, entry_id, fields, members, taken)
+                    changes.entries += 1
+                elif not merge(members, entry_id):
                     return number
+                if superseded:
+                    taken.superseded += superseded
+                    ahead.remove(superseded)
                 if again and not fields[5].endswith(DOUBT):
-                    originals.append(_origin(fields))
-                    cursor.rewriting.add(originals[-1])
-        except WriteBehindError as error:
-            failure = error
-        except (IndexError, TypeError, ValueError) as error:
-            failure = ConfigurationError(
-                f"it is not an entry of this product: {type(error).__name__}", "find out who else writes to this stream"
-            )
-        except KeyError as error:
-            failure = ConfigurationError(f"table {error} is not declared here", "add it to tables=[...] of the flusher")
+                    taken.originals.append(_origin(fields))
+                    cursor.rewriting.add(taken.originals[-1])
+        except (WriteBehindError, IndexError, KeyError, TypeError, ValueError) as error:
+            failure = _failure(error)
         else:
             self._entry_bytes = 0.8 * self._entry_bytes + 0.2 * (size / len(entries))
             return len(entries)
         raise EntryFailed(cursor.number, entries[number][0].decode(), number, failure)
+
+
+@dataclass(slots=True)
+class _Taken:
+    """What was found while entries were merged; see ``Segment``."""
+
+    originals: list[EntryID] = field(default_factory=list)
+    parked: list[Suspect] = field(default_factory=list)
+    superseded: list[int] = field(default_factory=list)
+
+
+def _park(cursor: Cursor, entry_id: bytes, fields: Sequence[bytes], members: Sequence[Mutation], taken: _Taken) -> None:
+    suspect = Suspect(entry_id, fields[1].decode(errors="replace"), fields[3], cursor.next_place)
+    if suspect.control is not None:
+        raise ValueError("it is about a dead letter, and comes alone")
+    cursor.next_place += 1
+    cursor.ahead.add(suspect.place, Letter(keys_of(members)))
+    taken.parked.append(suspect)
+
+
+def _gather(
+    cursor: Cursor, entries: Sequence[RawEntry], changes: Changes, taken: _Taken, suspects: list[Suspect]
+) -> int:
+    """Take entries as they are; return how many. What SQL has under another ID is passed over, as in a merge."""
+    for number, (entry_id, fields) in enumerate(entries):
+        try:
+            if (len(fields) > ENTRY_FIELDS or cursor.rewritten) and _is_elsewhere(cursor, entry_id, fields):
+                changes.pass_over(decode(fields[3]), entry_id)
+                continue
+            suspect = Suspect(entry_id, fields[1].decode(errors="replace"), fields[3], cursor.next_place)
+            original = _origin(fields) if len(fields) > ENTRY_FIELDS and not fields[5].endswith(DOUBT) else None
+        except (IndexError, ValueError, KeyError):
+            # Not an entry of this product: what it consists of is kept for whoever looks.
+            suspect, original = Suspect(entry_id, "", msgspec.msgpack.encode(fields), cursor.next_place), None
+        if suspect.control is not None and number:
+            return number
+        cursor.next_place += 1
+        suspects.append(suspect)
+        if original is not None:
+            taken.originals.append(original)
+            cursor.rewriting.add(original)
+        if suspect.control is not None:
+            return number + 1
+    return len(entries)
+
+
+def _failure(error: Exception) -> WriteBehindError:
+    if isinstance(error, WriteBehindError):
+        return error
+    if isinstance(error, KeyError):
+        return _undeclared(error)
+    return ConfigurationError(
+        f"it is not an entry of this product: {type(error).__name__}", "find out who else writes to this stream"
+    )
+
+
+def _undeclared(error: KeyError) -> ConfigurationError:
+    return ConfigurationError(f"table {error} is not declared here", "add it to tables=[...] of the flusher")
 
 
 def _foreign(cursor: Cursor, lineage: Lineage) -> bool:
@@ -323,6 +451,8 @@ def _joined(segments: list[Segment]) -> list[Segment]:
                 lost=first.lost + segment.lost,
                 at_least=first.at_least or segment.at_least,
                 rewritten=[*first.rewritten, *segment.rewritten],
+                parked=[*first.parked, *segment.parked],
+                superseded=[*first.superseded, *segment.superseded],
             )
         )
     return list(joined.values())
@@ -348,9 +478,6 @@ def _origin(fields: Sequence[bytes]) -> EntryID:
     return EntryID.parse(fields[5])
 
 
-def _made_ms(entry: RawEntry) -> int:
-    """Read when an entry was made from its mutation ID; 0 where it does not say."""
-    try:
-        return int(entry[1][1][:11], 16)
-    except (ValueError, IndexError, TypeError):
-        return 0
+def made_at_ms(entry: RawEntry) -> int:
+    """Read when an entry was made; 0 where it does not say, as a forged one."""
+    return made_ms(entry[1][1]) if entry[1] and len(entry[1]) > 1 else 0

@@ -20,6 +20,7 @@ from writebehind.engine.adapters.rows import Rows
 from writebehind.engine.core.appending import Call
 from writebehind.engine.core.contiguity import Lineage, end_of, parse_lineage
 from writebehind.engine.core.keys import Keys
+from writebehind.engine.core.mutation_ids import made_ms
 from writebehind.engine.core.payload import decode
 from writebehind.engine.core.positions import ORIGIN, EntryID
 from writebehind.engine.core.retention import Accepted, DataLoss, Ring, Single, is_lost
@@ -215,8 +216,8 @@ class Rewriter:
             applied=passed - len(superseded),
             superseded=len(superseded),
             unretained=unretained,
-            from_ms=_made_ms(lost[0]) if lost else 0,
-            until_ms=_made_ms(lost[-1]) if lost else 0,
+            from_ms=made_ms(lost[0].mutation_id) if lost else 0,
+            until_ms=made_ms(lost[-1].mutation_id) if lost else 0,
             keys=sorted({(table, key) for single in superseded for _, table, key, _ in decode(single.payload)}),
         )
 
@@ -331,7 +332,3 @@ def _again(partition: int, single: Single, entry_id: EntryID) -> Accepted:
     arguments = [1, 0, single.payload, len(single.operations), *operations]
     call = Call(partition, single.mutation_id, 1, list(single.records), arguments, len(single.payload))
     return Accepted(call, str(entry_id).encode(), time.monotonic(), single.original)
-
-
-def _made_ms(single: Single) -> int:
-    return int(single.mutation_id[:11], 16)

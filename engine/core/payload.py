@@ -21,7 +21,7 @@ from msgspec.msgpack import Decoder, Encoder, Ext
 from writebehind.engine.core.values import JsonText
 from writebehind.engine.errors import ConfigurationError
 
-__all__ = ["LETTER", "VERSION", "Mutation", "Op", "PayloadError", "decode", "encode", "encode_group"]
+__all__ = ["LETTER", "VERSION", "Damaged", "Mutation", "Op", "PayloadError", "decode", "encode", "encode_group"]
 
 VERSION: Final = 1
 
@@ -51,6 +51,10 @@ class Op(IntEnum):
 
 class PayloadError(ConfigurationError):
     """A payload that this release cannot read: halt, because its key and its effect are unknown."""
+
+
+class Damaged(PayloadError):
+    """A payload that no release can read."""
 
 
 _FIRST_OP: Final = int(Op.PUT)  # plain ints: comparing with members of an IntEnum doubles the time of decode
@@ -221,8 +225,8 @@ def _refusal(version: int, op: int | None) -> PayloadError:
     return PayloadError(f"a log entry has the unknown operation {op}", "run flushers at least as new as the writers")
 
 
-def _damaged(payload: bytes, error: Exception) -> PayloadError:
-    return PayloadError(
+def _damaged(payload: bytes, error: Exception) -> Damaged:
+    return Damaged(
         f"a log entry's payload of {len(payload)} bytes is not in the wire format: {type(error).__name__}",
         "another program wrote to the log, or the entry is damaged; inspect it with XRANGE",
     )
