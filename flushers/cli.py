@@ -33,6 +33,7 @@ LOSSES_SHOWN = 10
 
 LAZY = {
     "bench": "writebehind.bench.cli:bench",
+    "dead-letters": "writebehind.flushers.commands.dead_letters:dead_letters",
     "demo": "writebehind.examples.flights.cli:demo",
     "drill": "writebehind.drills.cli:drill",
     "doctor": "writebehind.flushers.commands.doctor:doctor",
@@ -211,6 +212,8 @@ def status(app: WriteBehind, *, as_json: bool) -> None:
             )
         for row in found.halted:
             click.echo(f"partition {row.partition} HALTED: {row.halted}")
+        for table, count in found.dead_letters.items():
+            click.echo(f"dead letters of {table or 'no known table'}: {count}; see 'dead-letters list'")
         for loss in found.losses[:LOSSES_SHOWN]:
             click.echo(_sentence(loss))
     if found.halted or found.lost_entries:

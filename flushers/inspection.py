@@ -13,6 +13,8 @@ from writebehind.engine.core.contiguity import backlog, begin
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.errors import ConfigurationError, DatabaseUnavailable
 from writebehind.flushers.intake import made_at_ms
+from writebehind.recovery.dead_letters import counts
+from writebehind.recovery.letters import LetterCounts
 
 __all__ = ["LossStatus", "PartitionStatus", "Status", "status"]
 
@@ -82,12 +84,15 @@ class Status:
         partitions: each partition.
         flushers: how many flushers are alive.
         losses: what Redis has lost so far, the latest first.
+        dead_letters: by table, the writes that SQL refused and those that wait behind them; under the empty name those
+            that nobody can read.
     """
 
     namespace: str
     partitions: list[PartitionStatus]
     flushers: int
     losses: list[LossStatus]
+    dead_letters: dict[str, LetterCounts]
 
     @property
     def backlog(self) -> int:
@@ -118,6 +123,7 @@ class Status:
             "lag_seconds": self.lag_seconds,
             "lost_entries": self.lost_entries,
             "losses": [asdict(loss) for loss in self.losses],
+            "dead_letters": {table: asdict(count) for table, count in self.dead_letters.items()},
             "halted": [partition.partition for partition in self.halted],
             "partitions": [asdict(partition) for partition in self.partitions],
         }
@@ -162,7 +168,13 @@ def status(app: WriteBehind) -> Status:
                 halted=row.halted,
             )
         )
-    return Status(namespace=app.keys.namespace, partitions=found, flushers=alive, losses=found_losses)
+    return Status(
+        namespace=app.keys.namespace,
+        partitions=found,
+        flushers=alive,
+        losses=found_losses,
+        dead_letters=counts(app),
+    )
 
 
 def _rows(app: WriteBehind) -> tuple[dict[int, sa.Row[Any]], dict[int, dict[int, EntryID]], int, int, list[LossStatus]]:

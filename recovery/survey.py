@@ -11,6 +11,7 @@ from writebehind.engine.adapters.control_tables import now_ms, partitions
 from writebehind.engine.adapters.log import Log, LogState
 from writebehind.engine.core.contiguity import ahead
 from writebehind.engine.errors import DatabaseUnavailable
+from writebehind.recovery.dead_letters import counts_by_partition
 from writebehind.recovery.log_audit import LogAudit, audit
 from writebehind.recovery.offsets import Offset, offsets
 
@@ -56,7 +57,7 @@ def survey(app: WriteBehind) -> list[Concern]:
     for number in numbers:
         found += _history(number, states[number], stands[number])
         found += _log(number, audit(app, number))
-    return found + _leases(app)
+    return found + _leases(app) + _letters(app)
 
 
 def _history(number: int, state: LogState, stand: Offset) -> Iterator[Concern]:
@@ -129,6 +130,19 @@ def _log(number: int, found: LogAudit) -> Iterator[Concern]:
             what=f"{found.dangling} entries are marked as delivered and are no longer in the log",
             then=f"{FLUSHER} clears the marks; if SQL has not applied them they are counted as missing",
         )
+
+
+def _letters(app: WriteBehind) -> list[Concern]:
+    return [
+        Concern(
+            partition=partition,
+            code="dead-letters",
+            what=f"SQL refused writes: {count}",
+            then="all other keys go on. 'dead-letters list' says which and why; 'dead-letters replay' or 'discard' "
+            "decides about them",
+        )
+        for partition, count in counts_by_partition(app).items()
+    ]
 
 
 def _leases(app: WriteBehind) -> list[Concern]:
