@@ -3,13 +3,14 @@ PYTHON ?= python3
 ARGS ?=
 SEEDS ?= 2000
 FAULTS ?= 200
+FUZZ_SECONDS ?= 600
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 ROOMS := engine flushers recovery drills bench examples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types imports bench campaign mutants simulate build clean
+.PHONY: help setup demo test fuzz lint types imports bench campaign mutants simulate build clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +30,9 @@ demo: setup ## Show a crash and a recovery on servers of its own (ARGS=...)
 
 test: setup ## Run the tests (ARGS="-k name -x")
 	$(BIN)/pytest $(ARGS)
+
+fuzz: setup ## Give the decoder, the validator and the parsers anything at all (FUZZ_SECONDS=600)
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/pytest tests/fuzz -o timeout=$$(( $(FUZZ_SECONDS) + 120 )) $(ARGS)
 
 lint: setup ## Check style and formatting
 	$(BIN)/ruff check .

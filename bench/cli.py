@@ -15,6 +15,7 @@ from writebehind.bench.drains import drains, engine_rate
 from writebehind.bench.footprint import footprint
 from writebehind.bench.lag import lag
 from writebehind.bench.memory import memory
+from writebehind.bench.poison import poison
 from writebehind.bench.report import Figure, rendered, surroundings
 from writebehind.bench.trial import Plan
 from writebehind.bench.writes import batched, single
@@ -31,6 +32,7 @@ PARTS: dict[str, Callable[[Plan], list[Figure]]] = {
     "put": single,
     "batch": batched,
     "drain": drains,
+    "poison": poison,
     "lag": lambda plan: lag(plan, engine_rate(plan) / 2),
     "memory": memory,
     "footprint": footprint,

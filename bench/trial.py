@@ -91,13 +91,13 @@ class Trial:
 
 
 @contextmanager
-def trial(plan: Plan) -> Iterator[Trial]:
+def trial(plan: Plan, *, checked: bool = False) -> Iterator[Trial]:
     """Make a namespace and a table for the block.
 
     Repeat: each has a name of its own. Crash: namespace ``bench-...`` and table ``bench_...`` stay behind.
     """
     name = secrets.token_hex(4)
-    table = account_table(f"bench_{name}")
+    table = account_table(f"bench_{name}", checked=checked)
     engine = WriteBehind(redis=plan.redis, database=plan.database, tables=[table], namespace=f"bench-{name}")
     try:
         initialise(engine, create_tables=True)

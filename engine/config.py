@@ -5,7 +5,17 @@ from dataclasses import asdict, dataclass
 
 from writebehind.engine.errors import ConfigurationError
 
-__all__ = ["EngineSettings", "NamespaceSettings"]
+__all__ = ["FIELDS_MAX", "MEMBERS_MAX", "PAYLOAD_BYTES_MAX", "EngineSettings", "NamespaceSettings"]
+
+PAYLOAD_BYTES_MAX = 16 * 1024 * 1024
+"""Longest payload that any writer may be set to write and that a reader looks at."""
+
+FIELDS_MAX = 2000
+"""Columns of one table, as many as SQLite has by default. The write script hands a record's names and values to Redis
+at once, and Lua hands over 8,000 at the most."""
+
+MEMBERS_MAX = 10_000
+"""Mutations of one atomic group: Redis works on nothing else meanwhile."""
 
 PARTITIONS_MAX = 1024
 WIRE_VERSION = 1
@@ -46,7 +56,7 @@ class EngineSettings:
     """What each process that writes or reads may tune.
 
     Args:
-        payload_bytes_max: limit of one encoded mutation or atomic group, in bytes.
+        payload_bytes_max: limit of one encoded mutation or atomic group, in bytes; 16 MiB at the most.
         call_entries_max: entries that one script call may carry; bounds how long Redis is busy.
         call_bytes_max: payload bytes that one script call may carry.
         redis_timeout_seconds: how long to wait for a connection or a reply.
@@ -78,3 +88,8 @@ class EngineSettings:
         for name, value in asdict(self).items():
             if value is not None and not (value >= 0 if name == "retained_bytes_max" else value > 0):
                 raise ConfigurationError(f"{name} is {value!r}", "give a positive number")
+        if self.payload_bytes_max > PAYLOAD_BYTES_MAX:
+            raise ConfigurationError(
+                f"payload_bytes_max is {self.payload_bytes_max!r}",
+                f"give at most {PAYLOAD_BYTES_MAX}: readers take no more",
+            )

@@ -491,18 +491,21 @@ def _fill(receipts: Sequence[Receipt], result: tuple[bytes, bytes], call_id: str
 
 def _engine_of(database: str | sa.URL | sa.Engine) -> sa.Engine:
     if isinstance(database, sa.Engine):
-        return database
+        # The same engine and pool, whose errors do not quote the values of rows.
+        hiding = database.execution_options()
+        hiding.hide_parameters = True
+        return hiding
     try:
         return sa.create_engine(database, hide_parameters=True)
     except ImportError as error:
         raise ConfigurationError(
             f"the database URL needs a driver that is not installed: {error.name}", "pip install it"
         ) from error
-    except (sa.exc.ArgumentError, ValueError) as error:
-        # The parser's own words may quote the password.
+    except (sa.exc.ArgumentError, ValueError):
+        # The parser's own words may quote the password: they must not be seen in a traceback either.
         raise ConfigurationError(
             "the database URL is not usable", "use dialect+driver://user:password@host/name"
-        ) from error
+        ) from None
 
 
 _live: "weakref.WeakSet[WriteBehind]" = weakref.WeakSet()

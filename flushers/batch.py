@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from writebehind.engine.adapters.log import RawEntry
 from writebehind.engine.core.coalescing import Changes
 from writebehind.engine.core.positions import EntryID
 from writebehind.flushers.suspect import Suspect
@@ -41,6 +42,8 @@ class Segment:
         rewritten: originals of its entries that were written again.
         parked: its entries that wait behind a dead letter.
         superseded: places of the dead letters that its entries make meaningless.
+        passed_over: how many of its entries SQL has by other ones.
+        pieces: its entries as they were read, each piece with the place that its first one would get as a dead letter.
         oldest_ms: when its first entry was made, on the writer's clock.
     """
 
@@ -55,6 +58,8 @@ class Segment:
     rewritten: Sequence[EntryID] = ()
     parked: Sequence[Suspect] = ()
     superseded: Sequence[int] = ()
+    passed_over: int = 0
+    pieces: Sequence[tuple[int, Sequence[RawEntry]]] = ()
     oldest_ms: int = 0
 
 

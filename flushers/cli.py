@@ -12,7 +12,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import update_wrapper
 from pathlib import Path
@@ -32,6 +32,7 @@ __all__ = ["main"]
 LOSSES_SHOWN = 10
 
 LAZY = {
+    "acl": "writebehind.flushers.commands.acl:acl",
     "bench": "writebehind.bench.cli:bench",
     "dead-letters": "writebehind.flushers.commands.dead_letters:dead_letters",
     "demo": "writebehind.examples.flights.cli:demo",
@@ -71,8 +72,8 @@ class Target:
     """What a command works on."""
 
     app: str | None = None
-    redis: str | None = None
-    database: str | None = None
+    redis: str | None = field(default=None, repr=False)
+    database: str | None = field(default=None, repr=False)
     table: tuple[str, ...] = ()
     namespace: str | None = None
     partitions: int | None = None
@@ -274,6 +275,7 @@ def _reflect(redis: str, database: str, names: tuple[str, ...], namespace: str, 
     import sqlalchemy as sa  # noqa: PLC0415 - keeps --help fast
 
     from writebehind.engine.adapters.declaration import on_column_reflect  # noqa: PLC0415
+    from writebehind.engine.adapters.sql_reasons import sql_reason  # noqa: PLC0415
 
     try:
         engine = sa.create_engine(database, hide_parameters=True)
@@ -287,8 +289,8 @@ def _reflect(redis: str, database: str, names: tuple[str, ...], namespace: str, 
         raise ConfigurationError(f"the database has no table {error}", "create it, or correct --table") from error
     except (sa.exc.ArgumentError, ValueError, ImportError, sa.exc.OperationalError) as error:
         raise ConfigurationError(
-            f"--database is not usable: {type(error).__name__}", "give a SQLAlchemy URL; is the driver installed?"
-        ) from error
+            f"--database is not usable: {sql_reason(error)}", "give a SQLAlchemy URL; is the driver installed?"
+        ) from None
     return WriteBehind(redis=redis, database=engine, tables=tables, namespace=namespace, partitions=partitions)
 
 

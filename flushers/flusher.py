@@ -38,15 +38,16 @@ from writebehind.flushers.batch import Batch, Segment
 from writebehind.flushers.config import FlusherSettings
 from writebehind.flushers.cursor import Cursor
 from writebehind.flushers.failures import Failure, classify, describe
-from writebehind.flushers.flush import Acknowledge, Begin, Commit, Effect, Fence, Fenced, RollBack, Write, flush
+from writebehind.flushers.flush import Acknowledge, Begin, Commit, Effect, Fence, Reply, RollBack, Write, flush
 from writebehind.flushers.garbage import collected_rarely
-from writebehind.flushers.intake import EntryFailed, Intake
-from writebehind.flushers.isolation import Outcome, isolate
+from writebehind.flushers.intake import EntryFailed, Intake, refusals
+from writebehind.flushers.isolation import isolate
 from writebehind.flushers.leases import Lease, Leases
 from writebehind.flushers.letters import Letters, told
 from writebehind.flushers.quarantine import Letter
 from writebehind.flushers.sessions import flusher_engine
 from writebehind.flushers.settlement import Settlement
+from writebehind.flushers.sifting import Attempt, Outcome, Record
 from writebehind.flushers.suspect import Suspect
 from writebehind.flushers.transaction import Transaction
 from writebehind.recovery.reclaim import reclaim
@@ -199,17 +200,44 @@ class Flusher:
 
     def _commit(self, batch: Batch, upcoming: "Future[Batch | None] | None") -> "Future[Batch | None] | None":
         """Commit a batch; return the batch being read meanwhile unless it has to be read again."""
-        error = self._try(batch)
-        if error is None:
-            return upcoming
-        self._abandon(upcoming)
-        self._drop_lost(batch, error)
-        if not (self._passes(error) or isinstance(error, LeaseLost)):
-            logger.warning("a batch of %d entries failed: %s", batch.changes.entries, describe(error))
+        try:
+            outcomes = self._retrying(self._attempt, batch)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is isolated, or halts and says so
+            self._abandon(upcoming)
+            self._drop_lost(batch, error)
+            if not (self._passes(error) or isinstance(error, LeaseLost)):
+                logger.warning("a batch of %d entries failed: %s", batch.changes.entries, describe(error))
+                for segment in batch.segments:
+                    if segment.partition in self.cursors:
+                        self._isolate(self.cursors[segment.partition], len(segment.ids))
+            return None
+        self._note(batch)
+        if outcomes is None:
+            # Committed by an attempt whose answer was lost: which letters it made, only SQL knows.
+            self._abandon(upcoming)
             for segment in batch.segments:
-                if segment.partition in self.cursors:
-                    self._isolate(self.cursors[segment.partition], len(segment.ids))
-        return None
+                self.cursors.pop(segment.partition, None)
+            return None
+        if outcomes and upcoming is not None and self._overtakes(upcoming, outcomes):
+            self._abandon(upcoming)
+            upcoming = None
+        for partition, outcome in outcomes.items():
+            if partition in self.cursors:
+                self._note_letters(self.cursors[partition], outcome)
+        return upcoming
+
+    def _overtakes(self, upcoming: "Future[Batch | None]", outcomes: Mapping[int, Outcome]) -> bool:
+        """Tell whether the batch read meanwhile has entries that have to wait now; it is read to its end then."""
+        if upcoming.exception() is not None:
+            return True
+        batch = upcoming.result()
+        return batch is not None and any(
+            key in batch.changes.tables[table].versions.get(partition, ())
+            for partition, outcome in outcomes.items()
+            for suspect in [*outcome.parked, *(suspect for suspect, _ in outcome.refused)]
+            for table, key in suspect.keys
+            if table in batch.changes.tables
+        )
 
     def _abandon(self, upcoming: "Future[Batch | None] | None") -> None:
         """Wait for the batch being read and throw it away, also where reading it failed."""
@@ -233,19 +261,20 @@ class Flusher:
 
     # One batch
 
-    def _attempt(self, batch: Batch) -> None:
+    def _attempt(self, batch: Batch) -> dict[int, Outcome] | None:
         protocol = flush(batch)
         try:
             effect = next(protocol)
             while True:
                 effect = protocol.send(self.perform(effect))
-        except StopIteration:
-            return
+        except StopIteration as stop:
+            outcomes: dict[int, Outcome] | None = stop.value
+            return outcomes
         except BaseException:
             self._transaction.roll_back()
             raise
 
-    def perform(self, effect: Effect) -> Fenced | None:
+    def perform(self, effect: Effect) -> Reply:
         """Do one effect of the flush protocol."""
         self._committing = False
         match effect:
@@ -254,7 +283,11 @@ class Flusher:
             case Fence(batch):
                 return self._transaction.fence(batch.segments)
             case Write(batch):
-                self._transaction.write(batch)
+                return refusals(batch, self._transaction.write(batch))
+            case Attempt(suspects):
+                return self._try_some(suspects)
+            case Record(segment, outcome):
+                self._transaction.record(segment.partition, outcome, self.cursors[segment.partition].quarantine)
             case Commit():
                 self._committing = True
                 self._transaction.commit()
@@ -264,6 +297,16 @@ class Flusher:
                 self._settlement.submit(batch, self.cursors)
             case _:
                 assert_never(effect)
+        return None
+
+    def _try_some(self, suspects: Sequence[Suspect]) -> Exception | None:
+        """Write entries in a savepoint; return why SQL refuses one of them."""
+        try:
+            self._transaction.attempt(self._intake.merged(suspects))
+        except Exception as error:
+            if classify(error, committing=False) not in REFUSING:
+                raise
+            return error
         return None
 
     def _collect_settled(self, *, everything: bool) -> None:
@@ -396,7 +439,7 @@ class Flusher:
         try:
             effect = next(protocol)
             while True:
-                effect = protocol.send(self._perform_apart(effect, cursor))
+                effect = protocol.send(self._perform_apart(effect))
         except StopIteration as stop:
             outcome: Outcome = stop.value
             return outcome
@@ -404,28 +447,16 @@ class Flusher:
             self._transaction.roll_back()
             raise
 
-    def _perform_apart(self, effect: isolation.Effect, cursor: Cursor) -> isolation.Reply:
-        self._committing = False
+    def _perform_apart(self, effect: isolation.Effect) -> isolation.Reply:
         match effect:
             case isolation.Begin():
                 self._transaction.begin()
                 self._transaction.check_at_once()
             case isolation.Fence(segment):
                 return self._transaction.fence([segment])
-            case isolation.Attempt(suspects):
-                try:
-                    self._transaction.attempt(self._intake.merged(cursor.number, suspects), cursor.number)
-                except Exception as error:
-                    if classify(error, committing=False) not in REFUSING:
-                        raise
-                    return error
-            case isolation.Record(segment, outcome):
-                self._transaction.record(segment.partition, outcome, cursor.quarantine)
-            case isolation.Commit():
-                self._committing = True
-                self._transaction.commit()
-            case isolation.RollBack():
-                self._transaction.roll_back()
+            case Attempt() | Record() | Commit() | RollBack():
+                reply = self.perform(effect)
+                return reply if isinstance(reply, Exception) else None
             case _:
                 assert_never(effect)
         return None
@@ -442,20 +473,19 @@ class Flusher:
     def _note_letters(self, cursor: Cursor, outcome: Outcome) -> None:
         """Remember what SQL has now, and tell of what nobody tries again by himself."""
         now = time.monotonic()
-        for suspect in outcome.parked:
-            if not suspect.letter:
-                cursor.quarantine.add(suspect.place, Letter(suspect.keys))
+        changed = {suspect.place: Letter(suspect.keys) for suspect in outcome.parked if not suspect.letter}
         for suspect, error in outcome.refused:
             known = cursor.quarantine.letters.get(suspect.place)
             until = now + self.settings.foreign_key_seconds if known is None else known.retry_until
             retries = classify(error, committing=False) is Failure.FOREIGN_KEY and now < until
             pause = FOREIGN_KEY_RETRY_SECONDS * min(10, 1 + suspect.attempts / 4)
-            letter = Letter(suspect.keys, now + pause, until) if retries else Letter(suspect.keys)
-            cursor.quarantine.add(suspect.place, letter)
+            changed[suspect.place] = Letter(suspect.keys, now + pause, until) if retries else Letter(suspect.keys)
             if not retries:
                 self._tell_letter(told(cursor.number, suspect, error))
-        cursor.quarantine.remove(outcome.gone)
-        cursor.ahead = cursor.quarantine.copy()
+        for quarantine in (cursor.quarantine, cursor.ahead):
+            quarantine.remove(outcome.gone)
+            for place, letter in changed.items():
+                quarantine.add(place, letter)
 
     def _tell_letter(self, letter: DeadLetter) -> None:
         logger.error(
@@ -479,15 +509,6 @@ class Flusher:
                 logger.warning("partition %d: dead letters: %s; trying again", cursor.number, describe(error))
                 for place in due:
                     cursor.quarantine.postpone(place, time.monotonic() + self.settings.halt_retry_seconds)
-
-    def _try(self, batch: Batch) -> Exception | None:
-        """Commit a batch, retrying what passes; return what else went wrong."""
-        try:
-            self._retrying(self._attempt, batch)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller isolates it, halts and says so
-            return error
-        self._note(batch)
-        return None
 
     def _drop_lost(self, batch: Batch, error: Exception) -> None:
         if isinstance(error, LeaseLost):

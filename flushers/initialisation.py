@@ -5,6 +5,7 @@ import sqlalchemy as sa
 from writebehind.engine import WriteBehind
 from writebehind.engine.adapters.control_tables import CONTROL_VERSION, control, namespaces, partitions
 from writebehind.engine.adapters.shared import agree
+from writebehind.engine.adapters.sql_reasons import sql_reason
 from writebehind.engine.config import WIRE_VERSION
 from writebehind.engine.errors import ConfigurationError, DatabaseUnavailable
 
@@ -39,7 +40,7 @@ def initialise(app: WriteBehind, *, create_tables: bool = False) -> list[str]:
                 continue
             if isinstance(error, sa.exc.OperationalError):
                 raise DatabaseUnavailable(
-                    f"the database cannot be reached: {type(error.orig).__name__}", "check the URL and the server"
+                    f"the database cannot be reached: {sql_reason(error)}", "check the URL and the server"
                 ) from error
             raise
 

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from writebehind.engine import WriteBehind
 from writebehind.engine.adapters.control_tables import epochs, flushers, losses, now_ms, partitions
 from writebehind.engine.adapters.log import Log
+from writebehind.engine.adapters.sql_reasons import sql_reason
 from writebehind.engine.core.contiguity import backlog, begin
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.errors import ConfigurationError, DatabaseUnavailable
@@ -196,9 +197,7 @@ def _rows(app: WriteBehind) -> tuple[dict[int, sa.Row[Any]], dict[int, dict[int,
     except (sa.exc.ProgrammingError, sa.exc.OperationalError) as error:
         if not _initialised(app):
             raise ConfigurationError("the control tables do not exist", "run 'writebehind init'") from error
-        raise DatabaseUnavailable(
-            f"the database cannot be read: {type(error.orig).__name__}", "check the server"
-        ) from error
+        raise DatabaseUnavailable(f"the database cannot be read: {sql_reason(error)}", "check the server") from error
     earlier: dict[int, dict[int, EntryID]] = {}
     for row in ended:
         earlier.setdefault(row.partition, {})[row.successor] = EntryID(row.epoch, row.sequence)

@@ -27,10 +27,11 @@ from writebehind.engine.core.positions import ORIGIN, EntryID
 from writebehind.engine.errors import ConfigurationError, WriteBehindError
 from writebehind.flushers.batch import Batch, Crossing, Segment
 from writebehind.flushers.cursor import Cursor
-from writebehind.flushers.quarantine import Letter, keys_of
+from writebehind.flushers.quarantine import Key, Letter, keys_of
+from writebehind.flushers.sifting import Refusal
 from writebehind.flushers.suspect import Suspect
 
-__all__ = ["EntryFailed", "Intake", "made_at_ms"]
+__all__ = ["EntryFailed", "Intake", "made_at_ms", "refusals", "suspect_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -133,18 +134,18 @@ class Intake:
         self._take(cursor, entries, changes, segments, suspects)
         return (Batch(segments=segments, changes=changes), suspects) if segments else None
 
-    def merged(self, partition: int, suspects: Sequence[Suspect]) -> list[Changes]:
-        """Merge entries of a partition, in as few steps as possible.
+    def merged(self, suspects: Sequence[Suspect]) -> list[Changes]:
+        """Merge entries, in as few steps as possible, to be written without being settled.
 
         Raises:
             ConfigurationError: a table is not declared, or an operation is unknown.
             PoisonEntryError, ValidationError: an entry contradicts itself or the one before it.
         """
-        steps = [self.blank(partition)]
+        steps = [self.blank()]
         for suspect in suspects:
             try:
                 if not steps[-1].merge(decode(suspect.payload), suspect.entry_id):
-                    steps.append(self.blank(partition))
+                    steps.append(self.blank())
                     steps[-1].merge(decode(suspect.payload), suspect.entry_id)
             except KeyError as error:
                 raise _undeclared(error) from error
@@ -152,8 +153,8 @@ class Intake:
                 raise ConfigurationError(f"an entry cannot be applied: {error}", "upgrade the flushers") from error
         return steps
 
-    def blank(self, partition: int) -> Changes:
-        """Return changes of a partition that hold nothing."""
+    def blank(self, partition: int = 0) -> Changes:
+        """Return changes that hold nothing; what is passed over in them is settled in the partition."""
         changes = Changes(self._makers)
         changes.enter(partition)
         return changes
@@ -223,7 +224,7 @@ class Intake:
                 return
             crossings, lost, at_least = judged
         cursor.ended |= {crossing.applied.epoch: crossing.applied.sequence for crossing in crossings}
-        taken = _Taken()
+        taken = _Taken(cursor.next_place)
         if suspects is None:
             merged = self._merge(cursor, entries, changes, taken)
         else:
@@ -237,6 +238,7 @@ class Intake:
             last = EntryID.parse(entries[-1][0])
             if crossings or lost:
                 crossings, lost, at_least = self._judge(cursor, entries) or (crossings, lost, at_least)
+        cursor.next_place += len(entries)
         expected, cursor.expected, cursor.position = cursor.expected, last, last
         segments.append(
             Segment(
@@ -251,6 +253,8 @@ class Intake:
                 rewritten=taken.originals,
                 parked=taken.parked,
                 superseded=taken.superseded,
+                passed_over=taken.passed_over,
+                pieces=[(taken.first_place, entries)],
                 oldest_ms=made_at_ms(entries[0]),
             )
         )
@@ -350,12 +354,13 @@ class Intake:
                 again = len(fields) > ENTRY_FIELDS
                 if (again or cursor.rewritten) and _is_elsewhere(cursor, entry_id, fields):
                     changes.pass_over(decode(payload), entry_id)
+                    taken.passed_over += 1
                     continue
                 members = decode(payload)
                 held = bool(ahead) and ahead.holds(members)
                 superseded = ahead.superseded_by(members) if held else ()
                 if held and not superseded:
-                    _park(cursor, entry_id, fields, members, taken)
+                    _park(cursor, suspect_of(entries[number], taken.first_place + number), members, taken)
                     changes.entries += 1
                 elif not merge(members, entry_id):
                     return number
@@ -377,18 +382,48 @@ class Intake:
 class _Taken:
     """What was found while entries were merged; see ``Segment``."""
 
+    first_place: int
+    passed_over: int = 0
     originals: list[EntryID] = field(default_factory=list)
     parked: list[Suspect] = field(default_factory=list)
     superseded: list[int] = field(default_factory=list)
 
 
-def _park(cursor: Cursor, entry_id: bytes, fields: Sequence[bytes], members: Sequence[Mutation], taken: _Taken) -> None:
-    suspect = Suspect(entry_id, fields[1].decode(errors="replace"), fields[3], cursor.next_place)
+def suspect_of(entry: RawEntry, place: int) -> Suspect:
+    """Return an entry of the log as one that is tried apart."""
+    entry_id, fields = entry
+    return Suspect(entry_id, fields[1].decode(errors="replace"), fields[3], place)
+
+
+def _park(cursor: Cursor, suspect: Suspect, members: Sequence[Mutation], taken: _Taken) -> None:
     if suspect.control is not None:
         raise ValueError("it is about a dead letter, and comes alone")
-    cursor.next_place += 1
     cursor.ahead.add(suspect.place, Letter(keys_of(members)))
     taken.parked.append(suspect)
+
+
+def refusals(batch: Batch, refused: Mapping[Key, Exception]) -> list[Refusal]:
+    """Return the entries of keys whose rows were not written, and let the others be settled without them.
+
+    Raises:
+        PoisonEntryError: they are tied to others, so that the whole batch has to be isolated.
+    """
+    found: list[Refusal] = []
+    for segment in batch.segments if refused else ():
+        lines: dict[Key, list[Suspect]] = {}
+        for first_place, entries in segment.pieces:
+            for number, entry in enumerate(entries):
+                members = decode(entry[1][3])
+                keys = [key for key in keys_of(members) if key in refused]
+                if keys and (len(members) > 1 or segment.superseded or segment.rewritten or segment.passed_over):
+                    raise refused[keys[0]]
+                for key in keys:
+                    lines.setdefault(key, []).append(suspect_of(entry, first_place + number))
+        if lines:
+            found.append(Refusal(segment, lines, refused))
+        for table, key_text in lines:
+            batch.changes.tables[table].versions[segment.partition].pop(key_text, None)
+    return found
 
 
 def _gather(
@@ -400,14 +435,13 @@ def _gather(
             if (len(fields) > ENTRY_FIELDS or cursor.rewritten) and _is_elsewhere(cursor, entry_id, fields):
                 changes.pass_over(decode(fields[3]), entry_id)
                 continue
-            suspect = Suspect(entry_id, fields[1].decode(errors="replace"), fields[3], cursor.next_place)
+            suspect = suspect_of(entries[number], taken.first_place + number)
             original = _origin(fields) if len(fields) > ENTRY_FIELDS and not fields[5].endswith(DOUBT) else None
         except (IndexError, ValueError, KeyError):
             # Not an entry of this product: what it consists of is kept for whoever looks.
-            suspect, original = Suspect(entry_id, "", msgspec.msgpack.encode(fields), cursor.next_place), None
+            suspect, original = Suspect(entry_id, "", msgspec.msgpack.encode(fields), taken.first_place + number), None
         if suspect.control is not None and number:
             return number
-        cursor.next_place += 1
         suspects.append(suspect)
         if original is not None:
             taken.originals.append(original)
@@ -453,6 +487,8 @@ def _joined(segments: list[Segment]) -> list[Segment]:
                 rewritten=[*first.rewritten, *segment.rewritten],
                 parked=[*first.parked, *segment.parked],
                 superseded=[*first.superseded, *segment.superseded],
+                passed_over=first.passed_over + segment.passed_over,
+                pieces=[*first.pieces, *segment.pieces],
             )
         )
     return list(joined.values())

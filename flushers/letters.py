@@ -10,8 +10,8 @@ from writebehind.engine.adapters.control_tables import dead_letters, now_ms
 from writebehind.engine.core.letters import DeadLetter
 from writebehind.engine.core.mutation_ids import made_ms
 from writebehind.flushers.failures import Failure, classify, describe
-from writebehind.flushers.isolation import Outcome
 from writebehind.flushers.quarantine import Letter, Quarantine
+from writebehind.flushers.sifting import Outcome
 from writebehind.flushers.suspect import Suspect
 
 __all__ = ["Letters", "failure_of", "told"]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from writebehind.engine.core.payload import LETTER, Damaged, Mutation, Op, decode, encode
+from writebehind.engine.core.payload import LETTER, Mutation, Op, PayloadError, decode, encode
 from writebehind.flushers.quarantine import Key, keys_of
 
 __all__ = ["Suspect"]
@@ -24,7 +24,7 @@ class Suspect:
         letter: whether it is a letter already.
         attempts: how often it was tried before.
         mutations: decoded; None where that fails. Not to be merged, which would take the values away.
-        unreadable: why it cannot be decoded.
+        unreadable: why it cannot be decoded: damaged, or of a release that is not known here.
     """
 
     entry_id: bytes
@@ -34,12 +34,12 @@ class Suspect:
     letter: bool = False
     attempts: int = 0
     mutations: Sequence[Mutation] | None = None
-    unreadable: Exception | None = None
+    unreadable: PayloadError | None = None
 
     def __post_init__(self) -> None:
         try:
             self.mutations = decode(self.payload)
-        except Damaged as error:
+        except PayloadError as error:
             self.unreadable = error
 
     @property

@@ -122,10 +122,10 @@ class Sighting:
         settled: Redis was told before that SQL has it.
     """
 
-    raw: Mapping[bytes, bytes]
+    raw: Mapping[bytes, bytes] = field(repr=False)
     state: Standing
     version: EntryID | None
-    values: Mapping[str, Any]
+    values: Mapping[str, Any] = field(repr=False)
     trouble: str | None = None
     suspect: bool = False
     settled: bool = False
@@ -209,7 +209,7 @@ class Judged:
     key: RecordKey
     verdict: Verdict
     sighting: Sighting | None
-    row: Row | None = None
+    row: Row | None = field(default=None, repr=False)
     columns: tuple[str, ...] = ()
     detail: str = ""
     applied: bool = True

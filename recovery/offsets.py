@@ -7,6 +7,7 @@ import sqlalchemy as sa
 
 from writebehind.engine import WriteBehind
 from writebehind.engine.adapters.control_tables import epochs, partitions
+from writebehind.engine.adapters.sql_reasons import sql_reason
 from writebehind.engine.core.contiguity import Lineage, begin
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.errors import ConfigurationError, DatabaseUnavailable
@@ -51,7 +52,7 @@ def offsets(app: WriteBehind, numbers: Collection[int]) -> dict[int, Offset]:
             ).all()
     except sa.exc.SQLAlchemyError as error:
         raise DatabaseUnavailable(
-            f"the offsets cannot be read from SQL: {type(error).__name__}",
+            f"the offsets cannot be read from SQL: {sql_reason(error)}",
             "check the database; was 'writebehind init' run?",
         ) from error
     if len(rows) != len(numbers):

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from writebehind.engine import WriteBehind
 from writebehind.engine.adapters.control_tables import now_ms, partitions
 from writebehind.engine.adapters.log import Log, LogState
+from writebehind.engine.adapters.sql_reasons import sql_reason
 from writebehind.engine.core.contiguity import ahead
 from writebehind.engine.errors import DatabaseUnavailable
 from writebehind.recovery.dead_letters import counts_by_partition
@@ -152,7 +153,7 @@ def _leases(app: WriteBehind) -> list[Concern]:
             now = int(connection.execute(sa.select(now_ms())).scalar_one())
             rows = connection.execute(sa.select(partitions).where(known.namespace == app.keys.namespace)).all()
     except sa.exc.SQLAlchemyError as error:
-        raise DatabaseUnavailable(f"the leases cannot be read: {type(error).__name__}", "check the database") from error
+        raise DatabaseUnavailable(f"the leases cannot be read: {sql_reason(error)}", "check the database") from error
     found = [
         Concern(
             partition=row.partition,

@@ -10,7 +10,7 @@ from writebehind.engine.adapters.facts import redis_facts
 from writebehind.engine.adapters.fsync import Fsync, confirm, fsync_of
 from writebehind.engine.adapters.links import Link, Links, refusal
 from writebehind.engine.adapters.rows import Rows
-from writebehind.engine.core.contiguity import parse_lineage
+from writebehind.engine.core.contiguity import damaged, parse_lineage
 from writebehind.engine.core.durability import Durability
 from writebehind.engine.core.keys import Keys
 from writebehind.engine.core.positions import EntryID
@@ -180,7 +180,10 @@ class Confirmer:
             if refusal(error).code in {"LOADING", "MASTERDOWN"}:
                 return None
             raise RedisUnavailable(f"Redis refuses: {error}", "check the server and the user's permissions") from error
-        return EntryID.parse(text) if text else None
+        try:
+            return EntryID.parse(text) if text else None
+        except ValueError:
+            raise damaged() from None
 
     def _late(self, level: Durability) -> DurabilityTimeout:
         return DurabilityTimeout(

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from writebehind.engine.adapters.control_tables import control, now_ms
 from writebehind.engine.adapters.declaration import DeclaredTable
+from writebehind.engine.adapters.sql_reasons import sql_reason
 from writebehind.engine.core.database_rules import unsafe_tables as judge
 from writebehind.engine.core.facts import SqlFacts
 from writebehind.engine.core.finding import Severity
@@ -79,8 +80,7 @@ def sql_facts(engine: sa.Engine, tables: Mapping[str, DeclaredTable]) -> SqlFact
             version = ".".join(map(str, engine.dialect.server_version_info or ()))
     except sa.exc.SQLAlchemyError as error:
         raise DatabaseUnavailable(
-            f"the database cannot be reached: {type(getattr(error, 'orig', None) or error).__name__}",
-            "check the URL and the server",
+            f"the database cannot be reached: {sql_reason(error)}", "check the URL and the server"
         ) from error
     url = engine.url
     in_memory = dialect == "sqlite" and url.database in {None, "", ":memory:"}

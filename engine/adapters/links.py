@@ -6,6 +6,7 @@ redis-py retry: a repeated write is a second write (redis-py 8 repeats up to ten
 
 import os
 import secrets
+import ssl
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ from writebehind.engine.core.appending import Refused
 from writebehind.engine.core.keys import Keys
 from writebehind.engine.errors import ConfigurationError, RedisUnavailable
 
-__all__ = ["Link", "Links", "open_epoch", "refusal"]
+__all__ = ["Link", "Links", "open_epoch", "refusal", "unreachable"]
 
 Command = Sequence[Any]
 
@@ -53,6 +54,20 @@ def refusal(error: redis.RedisError) -> Refused:
             return Refused(code, text)
     code, _, rest = text.partition(" ")
     return Refused(code, rest) if code.isupper() else Refused("ERR", text)
+
+
+def unreachable(error: BaseException) -> RedisUnavailable:
+    """Return the error for a connection that could not be made, with what to do about a certificate that is refused."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return RedisUnavailable(f"Redis cannot be reached: {error}", "check the URL and the server")
+    return RedisUnavailable(
+        f"Redis cannot be reached, because its certificate is refused: {cause.verify_message}",
+        "name the certificate authority in the URL, rediss://host:port/0?ssl_ca_certs=FILE, and a host that the "
+        "certificate is for",
+    )
 
 
 class Link:
@@ -178,10 +193,15 @@ class Links:
         self._pool: Any
         try:
             self._pool = _pool(target, own)
-        except ValueError as error:
-            # The parser's own words may quote the password.
-            raise ConfigurationError("the Redis URL is not usable", "use redis://user:password@host:port/0") from error
+        except ValueError:
+            # The parser's own words may quote the password: they must not be seen in a traceback either.
+            raise ConfigurationError("the Redis URL is not usable", "use redis://user:password@host:port/0") from None
         self._idle: deque[Link] = deque()
+
+    @property
+    def database(self) -> int:
+        """Number of the Redis database."""
+        return int(self._pool.connection_kwargs.get("db") or 0)
 
     def take(self) -> Link:
         """Return an idle link, or a new one.
@@ -251,7 +271,7 @@ class Links:
                 self.drop_idle()
                 link = self.take()
         except redis.RedisError as error:
-            raise RedisUnavailable(f"Redis cannot be reached: {error}", "check the URL and the server") from error
+            raise unreachable(error) from error
         try:
             yield link
         except redis.ResponseError:
@@ -277,7 +297,7 @@ class Links:
             link.connection.connect()
             yield link
         except redis.RedisError as error:
-            raise RedisUnavailable(f"Redis cannot be reached: {error}", "check the URL and the server") from error
+            raise unreachable(error) from error
         finally:
             link.close()
 

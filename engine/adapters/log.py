@@ -14,7 +14,7 @@ import redis
 
 from writebehind.engine.adapters.links import Link, Links, open_epoch, refusal
 from writebehind.engine.adapters.scripts import DISTRUST, PUBLISH, SETTLE, TRUST
-from writebehind.engine.core.contiguity import parse_lineage
+from writebehind.engine.core.contiguity import damaged, parse_lineage
 from writebehind.engine.core.keys import Keys
 from writebehind.engine.core.payload import PayloadError, decode
 from writebehind.engine.core.positions import ORIGIN, EntryID
@@ -115,6 +115,7 @@ class Log:
 
         Raises:
             RedisUnavailable: Redis cannot be read.
+            ConfigurationError: Redis refuses for good, or a meta hash is damaged.
         """
         logs, metas = self._keys.logs, self._keys.metas
         commands: list[tuple[Any, ...]] = []
@@ -126,10 +127,13 @@ class Log:
             ]
         with self._link() as link:
             replies = link.pipeline(commands)
-            return {
-                number: self._state(link, number, *replies[3 * index : 3 * index + 3])
-                for index, number in enumerate(partitions)
-            }
+            try:
+                return {
+                    number: self._state(link, number, *replies[3 * index : 3 * index + 3])
+                    for index, number in enumerate(partitions)
+                }
+            except ValueError:
+                raise damaged() from None
 
     def _state(self, link: Link, partition: int, stream: Any, groups: Any, meta: Any) -> LogState:
         for reply in (stream, groups):

@@ -45,6 +45,7 @@ COMMANDS: Final[Mapping[str, tuple[Any, ...]]] = {
     "XINFO|CONSUMERS": ("{key}", "g"),
     "XGROUP|CREATE": ("{key}", "g", "0"),
     "XGROUP|DELCONSUMER": ("{key}", "g", "c"),
+    "XPENDING": ("{key}", "g"),
     "XREADGROUP": ("GROUP", "g", "c", "STREAMS", "{key}", ">"),
     "XACK": ("{key}", "g", "0-1"),
     "XAUTOCLAIM": ("{key}", "g", "c", 0, "0"),

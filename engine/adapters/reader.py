@@ -2,18 +2,20 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+import redis
+
 from writebehind.engine.adapters.declaration import DeclaredTable
-from writebehind.engine.adapters.links import Links
+from writebehind.engine.adapters.links import Links, refusal
 from writebehind.engine.adapters.rows import Rows
 from writebehind.engine.core.keys import Keys
 from writebehind.engine.core.partitioning import partition_of
 from writebehind.engine.core.positions import ORIGIN, EntryID
 from writebehind.engine.core.reading import Standing, standing
-from writebehind.engine.errors import ReadTimeout
+from writebehind.engine.errors import ConfigurationError, ReadTimeout, RedisUnavailable, ValidationError
 
 __all__ = ["Reader"]
 
@@ -28,8 +30,8 @@ class _Wanted:
 
     key_text: str
     partition: int
-    key_values: dict[str, Any]
-    overlay: dict[str, Any]
+    key_values: dict[str, Any] = field(repr=False)
+    overlay: dict[str, Any] = field(repr=False)
     version: bytes | None = None
 
 
@@ -67,9 +69,15 @@ class Reader:
         Raises:
             ReadTimeout: a record depends on entries that were not flushed in time.
             RedisUnavailable, DatabaseUnavailable: a server cannot be read.
+            ConfigurationError: another program has written what is to be read.
             ValidationError: a key does not fit the table.
         """
-        found: dict[Any, dict[str, Any] | None] = dict.fromkeys(keys)
+        try:
+            found: dict[Any, dict[str, Any] | None] = dict.fromkeys(keys)
+        except TypeError:
+            raise ValidationError(
+                f"a key of {declared.entity.name} is of a type that no key is of", "pass scalars, or tuples of them"
+            ) from None
         waiting: dict[Any, _Wanted] = {}
         for key in found:
             key_text, spread, values = declared.plan.key_only(key)
@@ -78,7 +86,10 @@ class Reader:
         pause = PAUSE_SECONDS
         while waiting:
             to_load: dict[Any, _Wanted] = {}
-            waiting = self._look(declared, waiting, found, to_load, ask_sql=self._overdue(begun))
+            try:
+                waiting = self._look(declared, waiting, found, to_load, ask_sql=self._overdue(begun))
+            except ValueError:
+                raise _foreign(declared) from None
             waiting |= self._load(declared, to_load, found)
             if waiting:
                 if time.monotonic() - begun > self._timeout_seconds:
@@ -147,8 +158,8 @@ class Reader:
                 self._meet(identity, number)
             replies = link.pipeline(commands)
         for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
+            if isinstance(reply, redis.ResponseError):
+                raise _refused(declared, reply) from reply
         marks = dict(zip(partitions, replies[len(waiting) :], strict=True))
         floors = {number: _floor(known, floor, identity) for number, (_, _, known, floor) in marks.items()}
         unjudged = sorted(
@@ -193,6 +204,20 @@ class Reader:
 
     def _overdue(self, begun: float) -> bool:
         return time.monotonic() - begun > ASK_SQL_AFTER_SECONDS
+
+
+def _foreign(declared: DeclaredTable) -> ConfigurationError:
+    return ConfigurationError(
+        f"a record of {declared.entity.name} in Redis, or its partition's meta hash, is not as the engine writes it",
+        "another program has written to the namespace; 'writebehind verify' names the keys",
+    )
+
+
+def _refused(declared: DeclaredTable, error: redis.ResponseError) -> Exception:
+    refused = refusal(error)
+    if refused.code == "WRONGTYPE":
+        return _foreign(declared)
+    return RedisUnavailable(f"Redis refuses: {refused.code} {refused.text}", "check the server and the permissions")
 
 
 def _version_epoch(reply: list[bytes]) -> float:

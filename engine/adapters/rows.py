@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from writebehind.engine.adapters.control_tables import control, epochs, losses, namespaces, now_ms, partitions
 from writebehind.engine.adapters.declaration import DeclaredTable
+from writebehind.engine.adapters.sql_reasons import sql_reason
 from writebehind.engine.config import NamespaceSettings
 from writebehind.engine.core.positions import ORIGIN, EntryID
 from writebehind.engine.core.retention import DataLoss
@@ -90,7 +91,7 @@ class Rows:
                         rows[declared.plan.key_text(values)] = values
         except sa.exc.SQLAlchemyError as error:
             raise DatabaseUnavailable(
-                f"{declared.entity.name} cannot be read from SQL: {type(error).__name__}", "check the database"
+                f"{declared.entity.name} cannot be read from SQL: {sql_reason(error)}", "check the database"
             ) from error
         return rows
 
@@ -123,7 +124,7 @@ class Rows:
                     found[row.partition][row.epoch] = row.sequence
         except sa.exc.SQLAlchemyError as error:
             raise DatabaseUnavailable(
-                f"the offset cannot be read from SQL: {type(error).__name__}",
+                f"the offset cannot be read from SQL: {sql_reason(error)}",
                 "run 'writebehind init', check the database",
             ) from error
         return {
@@ -153,7 +154,7 @@ class Rows:
             with self._engine.begin() as connection:
                 connection.execute(sa.insert(losses).values(values))
         except sa.exc.SQLAlchemyError as error:
-            logger.warning("the loss cannot be recorded in SQL: %s", type(error).__name__)
+            logger.warning("the loss cannot be recorded in SQL: %s", sql_reason(error))
 
     def check(self, settings: NamespaceSettings) -> None:
         """Compare the namespace's settings with what SQL has; nothing is said where SQL has none or is away.

@@ -23,7 +23,7 @@ Invariants:
 """
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from writebehind.engine.errors import (
@@ -54,7 +54,7 @@ class Call:
     call_id: str
     entries: int
     records: list[str]
-    arguments: list[Any]
+    arguments: list[Any] = field(repr=False)
     payload_bytes: int
 
 

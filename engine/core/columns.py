@@ -21,6 +21,7 @@ from math import isfinite, isnan
 from struct import Struct
 from typing import Any, Final, Literal, TypeAlias
 
+from writebehind.engine.config import FIELDS_MAX
 from writebehind.engine.errors import ConfigurationError
 
 __all__ = [
@@ -180,7 +181,7 @@ class Entity:
             beside their parent; None: the whole key does.
 
     Raises:
-        ConfigurationError: no key, or ``partition_by`` names no column.
+        ConfigurationError: no key, too many columns, or ``partition_by`` names no column.
     """
 
     name: str
@@ -192,6 +193,11 @@ class Entity:
         if not self.key:
             raise ConfigurationError(
                 f"table {self.name} has no primary key", "declare one: a record is found by it in Redis and in SQL"
+            )
+        if len(self.columns) > FIELDS_MAX:
+            raise ConfigurationError(
+                f"table {self.name} has {len(self.columns)} columns; {FIELDS_MAX} are possible",
+                "divide it, or keep rarely used columns in a JSON document",
             )
         if self.partition_by is not None and self.partition_by not in {column.name for column in self.columns}:
             raise ConfigurationError(

@@ -5,9 +5,10 @@ nothing was written.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
+from writebehind.engine.config import MEMBERS_MAX
 from writebehind.engine.core.appending import Call
 from writebehind.engine.core.columns import Column, Kind
 from writebehind.engine.core.keys import Keys
@@ -38,11 +39,11 @@ class Entry:
     """
 
     partition: int
-    payload: bytes
+    payload: bytes = field(repr=False)
     records: list[str]
-    operations: list[Any]
+    operations: list[Any] = field(repr=False)
     count: int
-    member: Member
+    member: Member = field(repr=False)
 
 
 class Composer:
@@ -125,8 +126,13 @@ class Composer:
         """Compose one entry of several mutations, which stay together in Redis and in SQL.
 
         Raises:
-            ValidationError: a member belongs to another partition, or all together are too large.
+            ValidationError: a member belongs to another partition, or all together are too many or too large.
         """
+        if len(entries) > MEMBERS_MAX:
+            raise ValidationError(
+                f"an atomic group of {len(entries)} writes; {MEMBERS_MAX} are allowed",
+                "divide it, or use a batch; nothing was written",
+            )
         for entry in entries:
             if entry.partition not in {partition, -1}:
                 raise ValidationError(

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from writebehind.engine.core.positions import ORIGIN, EntryID
+from writebehind.engine.errors import ConfigurationError
 
-__all__ = ["Lineage", "Step", "ahead", "backlog", "begin", "end_of", "parse_lineage", "step"]
+__all__ = ["Lineage", "Step", "ahead", "backlog", "begin", "damaged", "end_of", "parse_lineage", "step"]
 
 Lineage = Mapping[int, EntryID | None]
 """Each epoch of the log with the last entry before it; None where the log was empty."""
@@ -152,10 +153,28 @@ def backlog(position: EntryID, end: EntryID | None, lineage: Lineage) -> int:
 
 
 def parse_lineage(meta: Mapping[bytes, bytes]) -> dict[int, EntryID | None]:
-    """Read the lineage from a partition's meta hash: ``lineage:<epoch>`` is ``<last ID before>@<milliseconds>``."""
+    """Read the lineage from a partition's meta hash: ``lineage:<epoch>`` is ``<last ID before>@<milliseconds>``.
+
+    Raises:
+        ConfigurationError: it is none. What it says would otherwise lead in a circle.
+    """
     lineage: dict[int, EntryID | None] = {}
-    for name, value in meta.items():
-        if name.startswith(b"lineage:"):
-            base = value.partition(b"@")[0]
-            lineage[int(name[8:])] = None if base == b"0-0" else EntryID.parse(base)
+    try:
+        for name, value in meta.items():
+            if name.startswith(b"lineage:"):
+                base = value.partition(b"@")[0]
+                epoch = int(name[8:])
+                lineage[epoch] = known = None if base == b"0-0" else EntryID.parse(base)
+                if epoch < 1 or (known is not None and not (0 < known.epoch < epoch and known.sequence >= 0)):
+                    raise damaged()
+    except ValueError:
+        raise damaged() from None
     return lineage
+
+
+def damaged() -> ConfigurationError:
+    """Return the error for a meta hash that the engine has not written so."""
+    return ConfigurationError(
+        "the meta hash of a partition in Redis does not hold what the engine writes",
+        "another program has changed it: with its epoch and its lineage:... fields the partition loses its history",
+    )

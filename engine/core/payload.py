@@ -5,6 +5,8 @@ Invariants:
 1. What was encoded decodes to equal wire values of the same types.
 2. ``decode`` of any bytes whatever returns mutations or raises ``PayloadError``, nothing else.
 3. A payload of another version is refused, never guessed at.
+4. What ``decode`` returns is flat and bounded: no lists or dicts as values, and no number that takes more memory to
+   write out than its bytes did, so that whoever works on with it needs no limits of its own.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +20,7 @@ from uuid import UUID
 from msgspec import ValidationError as ShapeError
 from msgspec.msgpack import Decoder, Encoder, Ext
 
+from writebehind.engine.config import FIELDS_MAX, MEMBERS_MAX, PAYLOAD_BYTES_MAX
 from writebehind.engine.core.values import JsonText
 from writebehind.engine.errors import ConfigurationError
 
@@ -60,6 +63,10 @@ class Damaged(PayloadError):
 _FIRST_OP: Final = int(Op.PUT)  # plain ints: comparing with members of an IntEnum doubles the time of decode
 _LAST_OP: Final = int(Op.DISCARD)
 _all_plain: Final = frozenset({int, str, float, bool, bytes, type(None), JsonText}).issuperset
+_is_flat: Final = frozenset({list, dict}).isdisjoint
+_KEY_TEXT_MAX: Final = 512
+_DIGITS_MAX: Final = 131_072  # of a number without a declared size, before its point; PostgreSQL's limit
+_SCALE_MAX: Final = 16_383  # and behind it
 _EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 -- naive datetimes count from a naive epoch
 _DAY_MICROSECONDS: Final = 86_400_000_000
 _EPOCH_DAY: Final = _EPOCH.toordinal()
@@ -110,12 +117,22 @@ def _unpack_interval(data: memoryview) -> timedelta:
     return timedelta(days=days, microseconds=microseconds)
 
 
+def _unpack_decimal(data: memoryview) -> Decimal:
+    if len(data) > _DIGITS_MAX + _SCALE_MAX + 3:
+        raise ValueError("decimal too long")
+    value = Decimal(str(data, "ascii"))
+    # A few bytes can stand for a number of a billion digits.
+    if not (value.is_finite() and -_SCALE_MAX <= value.adjusted() <= _DIGITS_MAX):
+        raise ValueError("decimal out of range")
+    return value
+
+
 _UNPACKERS: Final[dict[int, Callable[[memoryview], Any]]] = {
     1: lambda data: _EPOCH + timedelta(microseconds=_INT64.unpack(data)[0]),
     2: lambda data: date.fromordinal(_INT32.unpack(data)[0] + _EPOCH_DAY),
     3: _unpack_time,
     4: _unpack_interval,
-    5: lambda data: Decimal(str(data, "ascii")),
+    5: _unpack_decimal,
     6: lambda data: UUID(bytes=bytes(data)),
     7: lambda data: JsonText(data, "utf-8"),
 }
@@ -177,16 +194,21 @@ def decode(payload: bytes) -> list[Mutation]:
     """Return the mutations of a payload: one, or a group's in order. The value dicts are the caller's own.
 
     Raises:
-        PayloadError: another version, an unknown operation or extension type, or damaged bytes.
+        PayloadError: another version, an unknown operation or extension type, beyond the limits, or damaged bytes.
     """
+    if len(payload) > PAYLOAD_BYTES_MAX:
+        raise _beyond(f"{len(payload)} bytes; {PAYLOAD_BYTES_MAX} are the limit")
     try:
         decoded = _decode_one(payload)
     except ShapeError:
         return _decode_rare(payload)
-    except Exception as error:  # whatever damaged bytes provoke: see invariant 2
-        raise _damaged(payload, error) from error
+    except Exception as error:  # noqa: BLE001 -- whatever damaged bytes provoke: see invariant 2
+        raise _damaged(payload, error) from None
     if decoded[0] != VERSION or not _FIRST_OP <= decoded[1] <= _LAST_OP:
         raise _refusal(decoded[0], decoded[1])
+    values = decoded[4]
+    if len(values) > FIELDS_MAX or not _is_flat(map(type, values.values())) or len(decoded[3]) > _KEY_TEXT_MAX:
+        raise _unbounded(decoded[3], values)
     return [decoded[1:]]
 
 
@@ -194,14 +216,18 @@ def _decode_rare(payload: bytes) -> list[Mutation]:
     try:
         version, op, members = _decode_group(payload)
     except ShapeError as error:
-        raise _misshapen(payload, error) from error
-    except Exception as error:
-        raise _damaged(payload, error) from error
+        raise _misshapen(payload, error) from None
+    except Exception as error:  # noqa: BLE001 -- likewise
+        raise _damaged(payload, error) from None
     if version != VERSION or op != Op.GROUP:
         raise _refusal(version, op)
-    for member in members:
-        if not _FIRST_OP <= member[0] <= _LAST_OP:
-            raise _refusal(version, member[0])
+    if len(members) > MEMBERS_MAX:
+        raise _beyond(f"{len(members)} mutations; {MEMBERS_MAX} are the limit")
+    for member_op, _, key_text, values in members:
+        if not _FIRST_OP <= member_op <= _LAST_OP:
+            raise _refusal(version, member_op)
+        if len(values) > FIELDS_MAX or not _is_flat(map(type, values.values())) or len(key_text) > _KEY_TEXT_MAX:
+            raise _unbounded(key_text, values)
     return members
 
 
@@ -223,6 +249,21 @@ def _refusal(version: int, op: int | None) -> PayloadError:
             "run flushers at least as new as the writers",
         )
     return PayloadError(f"a log entry has the unknown operation {op}", "run flushers at least as new as the writers")
+
+
+def _unbounded(key_text: str, values: Mapping[str, Any]) -> Damaged:
+    if len(values) > FIELDS_MAX:
+        return _beyond(f"{len(values)} columns; {FIELDS_MAX} are the limit")
+    if len(key_text) > _KEY_TEXT_MAX:
+        return _beyond(f"a key of {len(key_text)} characters; {_KEY_TEXT_MAX} are the limit")
+    return _beyond("a list or a map as a value; a JSON document is text here")
+
+
+def _beyond(what: str) -> Damaged:
+    return Damaged(
+        f"a log entry's payload has {what}",
+        "no writer of this product writes such: find out who else writes to this stream",
+    )
 
 
 def _damaged(payload: bytes, error: Exception) -> Damaged:

@@ -36,6 +36,8 @@ Adder: TypeAlias = Callable[[Any, Any], Any]
 _EMPTY: Final = "%00"
 _SPECIAL: Final = re.compile(r"[%:{}\s\x00-\x1f\x7f-\x9f]")
 _OMITTED: Final = object()
+_NAMES_SHOWN: Final = 5
+_NAME_SHOWN: Final = 64
 
 
 class RecordPlan:
@@ -256,8 +258,9 @@ class RecordPlan:
                 text = fields.get(raw)
                 if text is not None:
                     record[name] = None if text == b"\\N" else decode(text)
-        except (ValueError, ArithmeticError, LookupError) as error:
-            raise self._unreadable(name) from error
+        except (ValueError, ArithmeticError, LookupError):
+            # Their own words quote the text.
+            raise self._unreadable(name) from None
         return record
 
     def values_to_user(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -343,8 +346,17 @@ class RecordPlan:
         return item
 
     def _unknown(self, mapping: Mapping[str, Any]) -> ValidationError:
-        unknown = ", ".join(sorted(repr(name) for name in mapping if name not in self.columns))
-        return ValidationError(f"table {self.name} has no column {unknown}", f"known are {', '.join(self.columns)}")
+        # A caller's mapping may have anything for a name, and any number of them.
+        names: list[Any] = list(mapping)
+        unknown = [name for name in names if not isinstance(name, str) or name not in self.columns]
+        named = [
+            repr(name[:_NAME_SHOWN]) if isinstance(name, str) else f"a name of type {type(name).__name__}"
+            for name in unknown[:_NAMES_SHOWN]
+        ]
+        more = f" and {len(unknown) - _NAMES_SHOWN} more" if len(unknown) > _NAMES_SHOWN else ""
+        return ValidationError(
+            f"table {self.name} has no column {', '.join(sorted(named))}{more}", f"known are {', '.join(self.columns)}"
+        )
 
     def _null(self, name: str) -> ValidationError:
         return ValidationError(f"{self.name}.{name} cannot be NULL; got None", "give it a value")

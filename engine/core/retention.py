@@ -85,9 +85,9 @@ class Single:
     entry_id: EntryID
     original: EntryID
     mutation_id: str
-    payload: bytes
+    payload: bytes = field(repr=False)
     records: Sequence[str]
-    operations: Sequence[tuple[str, Sequence[Any]]]
+    operations: Sequence[tuple[str, Sequence[Any]]] = field(repr=False)
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ Invariants:
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Context, Decimal, Inexact, InvalidOperation
@@ -66,7 +66,7 @@ class Codec:
         present: ``to_user`` without NULL, or None where user and wire value are the same.
     """
 
-    __slots__ = ("_convert_delta", "_refuse", "column", "convert", "decode", "encode", "present")
+    __slots__ = ("_convert_delta", "_number", "_refuse", "column", "convert", "decode", "encode", "present")
 
     def __init__(self, entity_name: str, column: Column) -> None:
         self.column = column
@@ -75,6 +75,7 @@ class Codec:
         )
         self.convert, self.encode, self.decode, self.present = _FORMS[column.kind](column, self._refuse)
         signed = replace(column, minimum=None, maximum=None) if column.kind in limits.NUMERIC_KINDS else column
+        self._number = _NUMBERS.get(column.kind)
         self._convert_delta = _FORMS[column.kind](signed, self._refuse).convert
 
     def accept(self, user_value: Any) -> Any:
@@ -134,10 +135,24 @@ class Codec:
         return total
 
     def add_deltas(self, first: Any, second: Any) -> Any:
-        """Return the sum of two amounts; None counts as 0. It may leave the column's range: a later one can return."""
-        if first is None or second is None:
-            return second if first is None else first
-        return _EXACT.add(first, second) if type(first) is Decimal else first + second
+        """Return the sum of two amounts; None counts as 0. It may leave the column's range: a later one can return.
+
+        Raises:
+            ValidationError: they are no wire values of this column, but of a forged entry.
+        """
+        number = self._number
+        if type(first) is number and type(second) is number:
+            return _EXACT.add(first, second) if number is Decimal else first + second  # type: ignore[arg-type]
+        if first is None and type(second) in {number, type(None)}:
+            return second
+        if second is None and type(first) is number:
+            return first
+        raise self._refuse(
+            second if type(first) is number else first, "cannot be incremented by this", "find out who wrote this entry"
+        )
+
+
+_NUMBERS: Final[Mapping[Kind, type]] = {Kind.INTEGER: int, Kind.FLOAT: float, Kind.NUMERIC: Decimal}
 
 
 def codec(entity_name: str, column: Column) -> Codec:

@@ -351,11 +351,11 @@ class Mortal(Flusher):
     dies_at = 0
     after = False
 
-    def _perform_apart(self, effect: isolation.Effect, cursor: Any) -> isolation.Reply:
+    def _perform_apart(self, effect: isolation.Effect) -> isolation.Reply:
         number, Mortal.dies_at = Mortal.dies_at, Mortal.dies_at - 1
         if number == 0 and not self.after:
             raise Died
-        reply = super()._perform_apart(effect, cursor)
+        reply = super()._perform_apart(effect)
         if number == 0:
             raise Died
         return reply

@@ -12,20 +12,10 @@ from writebehind.engine.core.payload import Mutation, Op, encode, encode_group
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.errors import LeaseLost, PoisonEntryError
 from writebehind.flushers.batch import Segment
-from writebehind.flushers.flush import Fenced
-from writebehind.flushers.isolation import (
-    Attempt,
-    Begin,
-    Commit,
-    Effect,
-    Fence,
-    Outcome,
-    Record,
-    Reply,
-    RollBack,
-    isolate,
-)
+from writebehind.flushers.flush import Commit, Fenced, RollBack
+from writebehind.flushers.isolation import Begin, Effect, Fence, Reply, isolate
 from writebehind.flushers.quarantine import Letter, Quarantine
+from writebehind.flushers.sifting import Attempt, Outcome, Record
 from writebehind.flushers.suspect import Suspect
 
 SEGMENT = Segment(partition=3, token=1, start=EntryID(5, 0), end=EntryID(5, 9), ids=[])

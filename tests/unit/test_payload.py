@@ -76,7 +76,7 @@ def test_other_versions(payload: bytes) -> None:
 @pytest.mark.parametrize(
     "payload",
     [
-        raw(1, 6, "a", "1", {}),
+        raw(1, 8, "a", "1", {}),
         raw(1, 0, "a", "1", {}),
         raw(1, -1, "a", "1", {}),
         raw(1, 0, [[0, "a", "1", {}]]),
