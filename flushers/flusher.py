@@ -434,7 +434,8 @@ class Flusher:
                     suspect.correct(corrections)
             if op == Op.DISCARD:
                 discarded = [suspect.place for suspect in suspects if suspect.place == place]
-                suspects = [suspect for suspect in suspects if suspect.place != place]
+                # What waited for it may go on; what SQL has refused is another decision.
+                suspects = [suspect for suspect in suspects if suspect.place > place and not suspect.attempts]
         protocol = isolate(batch.segments[0], suspects, cursor.quarantine, discarded=discarded, condemned=condemned)
         try:
             effect = next(protocol)

@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from writebehind.engine.adapters.control_tables import dead_letters, now_ms
+from writebehind.engine.adapters.control_tables import dead_letters, now_ms, partitions
 from writebehind.engine.core.letters import DeadLetter
 from writebehind.engine.core.mutation_ids import made_ms
 from writebehind.flushers.failures import Failure, classify, describe
@@ -43,12 +43,12 @@ class Letters:
         )
         now = time.monotonic()
         quarantine = Quarantine()
-        place = -1
         for place, payload, left_ms in rows:
             keys = Suspect(b"", "", payload, place).keys
             retries = left_ms is not None
             quarantine.add(place, Letter(keys, now if retries else None, now + left_ms / 1000 if retries else 0.0))
-        return quarantine, place + 1
+        here = sa.and_(partitions.c.namespace == self._namespace, partitions.c.partition == partition)
+        return quarantine, connection.execute(sa.select(partitions.c.letters).where(here)).scalar_one()
 
     def read(self, connection: sa.Connection, partition: int, places: Collection[int]) -> list[Suspect]:
         """Return letters as entries to be tried, in their order."""
@@ -108,6 +108,11 @@ class Letters:
             own = {"namespace": self._namespace, "partition": partition}
             statement = sa.insert(dead_letters).values(dead_ms=now_ms(), retry_until_ms=until)
             connection.execute(statement, [{**own, **row} for row in rows])
+            # A request that comes late must not find another letter in the place of the one it means.
+            used = max(row["place"] for row in rows)
+            known = partitions.c
+            here = sa.and_(known.namespace == self._namespace, known.partition == partition, known.letters <= used)
+            connection.execute(sa.update(partitions).where(here).values(letters=used + 1))
 
     def _row(self, suspect: Suspect, error: Exception | None) -> dict[str, Any]:
         table, key = _first(suspect)
