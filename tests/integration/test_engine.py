@@ -517,7 +517,7 @@ def test_another_number_of_partitions_is_refused_by_sql(make: Factory, database_
         other.start()
 
 
-@pytest.mark.parametrize("which", ["log", "meta", "record", "record of a hash"])
+@pytest.mark.parametrize("which", ["log", "log that is ahead", "meta", "record", "record of a hash"])
 def test_a_foreign_key_in_redis_leaves_nothing_half_written(single: WriteBehind, client: Any, which: str) -> None:
     """Where a name is taken by something else, a write is refused and neither log nor records change."""
     single.put(accounts, account(1))
@@ -525,7 +525,9 @@ def test_a_foreign_key_in_redis_leaves_nothing_half_written(single: WriteBehind,
         which, single.keys.record(0, "accounts", "2")
     )
     client.delete(taken)
-    if which == "record of a hash":
+    if which == "log that is ahead":
+        client.xadd(single.keys.logs[0], {"foreign": "entry"}, id=f"{2**53}-0")
+    elif which == "record of a hash":
         client.hset(taken, mapping={":state": "full", "balance": "many"})
     else:
         client.set(taken, "foreign")
