@@ -48,6 +48,7 @@ COMMANDS: Final[Mapping[str, tuple[Any, ...]]] = {
     "XREADGROUP": ("GROUP", "g", "c", "STREAMS", "{key}", ">"),
     "XACK": ("{key}", "g", "0-1"),
     "XAUTOCLAIM": ("{key}", "g", "c", 0, "0"),
+    "XPENDING": ("{key}", "g"),
 }
 """What engines and flushers run, in scripts or bare, each with arguments of the right shape."""
 

@@ -10,7 +10,8 @@ import redis
 from writebehind.engine.adapters.permissions import COMMANDS, REPLAYED, denied_in, dry_runs
 from writebehind.engine.core.disk_rules import RECIPE
 
-READS = {"EXISTS", "HEXISTS", "HGET", "HGETALL", "HMGET", "TIME", "TYPE", "XINFO|STREAM", "XRANGE", "XREVRANGE"}
+READS = {"EXISTS", "HEXISTS", "HGET", "HGETALL", "HMGET", "TIME", "TYPE"}
+READS |= {"XINFO|GROUPS", "XINFO|STREAM", "XPENDING", "XRANGE", "XREVRANGE"}
 REWRITTEN = {"PEXPIRE": "PEXPIREAT"}
 """How Redis itself words a command in its append-only file."""
 
