@@ -478,7 +478,8 @@ def _engine_of(database: str | sa.URL | sa.Engine) -> sa.Engine:
         hiding.hide_parameters = True
         return hiding
     try:
-        return sa.create_engine(database, hide_parameters=True)
+        # A connection that ended while it was idle, with its server, is replaced before it is used.
+        return sa.create_engine(database, hide_parameters=True, pool_pre_ping=True)
     except ImportError as error:
         raise ConfigurationError(
             f"the database URL needs a driver that is not installed: {error.name}", "pip install it"

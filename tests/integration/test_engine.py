@@ -26,7 +26,8 @@ from writebehind.engine import (
 )
 from writebehind.engine.core.partitioning import partition_of
 from writebehind.flushers import Flusher, FlusherSettings, drain, initialise, status
-from writebehind.flushers.flush import Acknowledge, Commit, Effect, Fenced
+from writebehind.flushers.flush import Acknowledge, Commit, Effect
+from writebehind.flushers.flush import Reply as FlushReply
 
 if TYPE_CHECKING:
     from conftest import OwnRedisFactory
@@ -642,7 +643,7 @@ def test_a_record_written_since_its_flush_does_not_expire(single: WriteBehind, c
     }
 
     class Interrupted(Flusher):
-        def perform(self, effect: Effect) -> Fenced | None:
+        def perform(self, effect: Effect) -> FlushReply:
             reply = super().perform(effect)
             if isinstance(effect, Commit):
                 writes[later]()

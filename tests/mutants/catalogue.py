@@ -649,8 +649,8 @@ ROLLED_BACK = [
         "written-again-over-others",
         "a lost write puts an old value over a later one",
         REWRITING,
-        "                if unseen or not self._commutes(single):",
-        "                if False:",
+        "            if single.original in self._originals or unseen or not self._commutes(single):",
+        "            if single.original in self._originals:",
         f"{RETENTION}::test_what_others_have_written_since_stays",
     ),
     mutant(
