@@ -83,9 +83,10 @@ def _end_of_acknowledged(file: Path, journals: list[Path]) -> int:
     """Return where the transaction ends in the file that brought the last entry that anybody was told of."""
     content = file.read_bytes()
     last: dict[int, bytes] = {}
-    for line in journal.read(journals):
-        if isinstance(line, Acknowledged):
-            last[line.partition] = b"\r\n%d-%d\r\n" % (line.epoch, line.sequence)
+    # Journals of other writers may be older than the one before them.
+    told = [line for line in journal.read(journals) if isinstance(line, Acknowledged)]
+    for line in sorted(told, key=lambda line: line.at):
+        last[line.partition] = b"\r\n%d-%d\r\n" % (line.epoch, line.sequence)
     ends = [0]
     for entry in last.values():
         found = content.rfind(entry)

@@ -431,9 +431,8 @@ def test_thousands_with_some_poison(redis_url: str, database_url: str, namespace
                         values = {"id": key, "owner": "x", "balance": key, "name": None}
                         batch.put(accounts, {**values, "limited": 5000 if key in poisonous else 0})
                         batch.increment(accounts, key, {"balance": 1})
-            for key in range(2, 4000):
-                receipt = world.app.increment(accounts, key, {"balance": 1}) if key % 50 == 0 else None
-            assert receipt is None
+            for key in range(50, 4000, 50):
+                world.app.increment(accounts, key, {"balance": 1})
             world.app.put(accounts, {"id": 1, "balance": 9}).wait(Durability.PERSISTED, DEADLINE_SECONDS)
         world.drain()
         letters = world.letters()

@@ -19,8 +19,10 @@ from writebehind.engine.core.positions import EntryID
 from writebehind.engine.errors import LeaseLost
 from writebehind.flushers import Flusher, FlusherSettings, drain, initialise, status
 from writebehind.flushers.batch import Batch
-from writebehind.flushers.flush import Begin, Commit, Effect, Fence, Fenced, Write
+from writebehind.flushers.flush import Begin, Commit, Effect, Fence, Write
+from writebehind.flushers.flush import Reply as FlushReply
 from writebehind.flushers.leases import Leases
+from writebehind.flushers.letters import Letters
 
 QUICK = FlusherSettings(linger_seconds=0, lease_ttl_seconds=2, retention_seconds=0, halt_retry_seconds=0.2)
 DRAIN_SECONDS = 10
@@ -53,7 +55,7 @@ class Stepped(Flusher):
         super().__init__(app, QUICK)
         self.dies_at = dies_at
 
-    def perform(self, effect: Effect) -> Fenced | None:
+    def perform(self, effect: Effect) -> FlushReply:
         """Do an effect, to its end."""
         if self.dies_at is not None and isinstance(effect, self.dies_at):
             raise Killed
@@ -321,7 +323,7 @@ def test_a_lease_of_another_is_not_released(app: WriteBehind, flusher: Callable[
     old.serve()
     expire(app)
     new.serve()
-    leases = Leases(app.database, app.keys.namespace, old.holder, 2)
+    leases = Leases(app.database, app.keys.namespace, old.holder, 2, Letters(app.keys.namespace, 0))
     leases.release({0: old.cursors[0].token})
     leases.release({0: new.cursors[0].token})
     assert status(app).partitions[0].holder == new.holder
