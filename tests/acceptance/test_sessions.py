@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -79,16 +79,14 @@ class Terminal:
     def run(self, command: str, recorded: str) -> str:
         """Do one command; return what it prints."""
         words = shlex.split(command.removesuffix("&"))
-        match words[0]:
-            case "cat":
-                made = recorded.replace('namespace="shop"', f'namespace="{self._namespace}"')
-                (self._directory / words[1]).write_text(made)
-                return recorded
-            case "sqlite3":
-                with sqlite3.connect(self._directory / words[1]) as connection:
-                    rows = connection.execute(words[2]).fetchall()
-                connection.close()
-                return "".join("|".join(map(str, row)) + "\n" for row in rows)
+        if words[0] == "cat":
+            made = recorded.replace('namespace="shop"', f'namespace="{self._namespace}"')
+            (self._directory / words[1]).write_text(made)
+            return recorded
+        if words[0] == "sqlite3":
+            with closing(sqlite3.connect(self._directory / words[1])) as connection:
+                rows = connection.execute(words[2]).fetchall()
+            return "".join("|".join(map(str, row)) + "\n" for row in rows)
         start = {"writebehind": ["-m", "writebehind.flushers.cli"], "python": []}[words[0]]
         arguments = [sys.executable, *start, *words[1:]]
         if command.endswith("&"):
