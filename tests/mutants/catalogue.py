@@ -379,34 +379,34 @@ FLUSHING = [
         "database-error-swallowed",
         "the offset moves past rows that the database refused",
         TRANSACTION,
-        "            missing += self._path.apply(connection, declared, batch.changes.tables[declared.entity.name])",
+        "            missing += self._path.apply(connection, declared, changes.tables[declared.entity.name])",
         "            try:\n"
         "                missing += self._path.apply("
-        "connection, declared, batch.changes.tables[declared.entity.name])\n"
+        "connection, declared, changes.tables[declared.entity.name])\n"
         "            except sa.exc.DBAPIError:\n"
         "                pass",
-        f"{FAULTS}::test_a_refused_row_holds_its_partition[sqlite]",
+        f"{FAULTS}::test_a_refused_row_costs_its_key_only[sqlite]",
     ),
     mutant(
         "aborted-transaction-committed",
         "COMMIT of an aborted PostgreSQL transaction succeeds and stores nothing",
         TRANSACTION,
-        "            missing += self._path.apply(connection, declared, batch.changes.tables[declared.entity.name])",
+        "            missing += self._path.apply(connection, declared, changes.tables[declared.entity.name])",
         "            try:\n"
         "                missing += self._path.apply("
-        "connection, declared, batch.changes.tables[declared.entity.name])\n"
+        "connection, declared, changes.tables[declared.entity.name])\n"
         "            except sa.exc.DBAPIError:\n"
         "                pass",
-        f"{FAULTS}::test_a_refused_row_holds_its_partition[postgresql]",
+        f"{FAULTS}::test_a_refused_row_costs_its_key_only[postgresql]",
     ),
     mutant(
         "lock-timeout-swallowed",
         "MariaDB's 1205 undoes one statement only: the offset moves past its rows",
         TRANSACTION,
-        "            missing += self._path.apply(connection, declared, batch.changes.tables[declared.entity.name])",
+        "            missing += self._path.apply(connection, declared, changes.tables[declared.entity.name])",
         "            try:\n"
         "                missing += self._path.apply("
-        "connection, declared, batch.changes.tables[declared.entity.name])\n"
+        "connection, declared, changes.tables[declared.entity.name])\n"
         "            except sa.exc.OperationalError as error:\n"
         "                if error.orig.args[0] != 1205:\n"
         "                    raise",
