@@ -405,7 +405,9 @@ class WriteBehind:
         if own == {None}:
             return self.settings.backpressure
         names = {table for single in Accepted(call, b"0-0", 0.0).singles() for _, table, _, _ in decode(single.payload)}
-        policies = {self.tables[name].backpressure or self.settings.backpressure for name in names}
+        # What is about a dead letter may name a table that is not declared, or none.
+        chosen = {self.tables[name].backpressure if name in self.tables else None for name in names}
+        policies = {policy or self.settings.backpressure for policy in chosen}
         return next(each for each in HARSHEST_FIRST if each in policies)
 
     def confirm(

@@ -3,8 +3,8 @@
 ``writebehind --app module:attribute COMMAND``, or without any code of your own
 ``writebehind --redis URL --database URL --table NAME COMMAND``.
 
-Exit codes: 0 done; 1 an error, which is named; 2 wrong usage, or a drain that ran out of time; 3 something is
-halted or lost; 4 a diagnosis of warnings and unknowns only.
+Exit codes: 0 done; 1 an error, which is named, or a replay that SQL refused again; 2 wrong usage, or time ran out; 3
+something is halted or lost; 4 a diagnosis of warnings and unknowns only.
 """
 
 import importlib
