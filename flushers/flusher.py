@@ -28,6 +28,7 @@ from writebehind.engine import WriteBehind
 from writebehind.engine.adapters.database_facts import require_transactions
 from writebehind.engine.adapters.links import Links
 from writebehind.engine.adapters.log import Log
+from writebehind.engine.adapters.memory import Memory
 from writebehind.engine.core.positions import ORIGIN, EntryID
 from writebehind.engine.core.retention import DataLoss
 from writebehind.engine.errors import ConfigurationError, LeaseLost, RedisUnavailable, TransientError
@@ -114,6 +115,7 @@ class Flusher:
         self._settlement = Settlement(
             self._log, app.keys, app.settings.record_ttl_seconds, self.settings.retention_seconds
         )
+        self._memory = Memory(self._links, app.settings.redis_memory_share_max)
         self._pacing = Pacing(self.settings, time.monotonic())
         self._committing = False
         self._redis_lost = False
@@ -433,7 +435,15 @@ class Flusher:
         for cursor in list(self.cursors.values()):
             if cursor.halted is not None and time.monotonic() >= cursor.retry_at:
                 self._isolate(cursor, 1)
+        self._look_at_memory()
         self._settlement.trim(self.cursors.values())
+
+    def _look_at_memory(self) -> None:
+        try:
+            self._memory.look()
+        except RedisUnavailable as error:
+            self._lose_redis(error)
+        self._settlement.short_of_memory = self._memory.short
 
     def _share(self, members: int, total: int) -> int:
         serving = self.settings.concurrent_batches_max
