@@ -153,6 +153,14 @@ class Intake:
                 raise ConfigurationError(f"an entry cannot be applied: {error}", "upgrade the flushers") from error
         return steps
 
+    def stepwise(self, suspect: Suspect) -> list[Changes]:
+        """Return an entry's mutations as a step each."""
+        steps = []
+        for member in decode(suspect.payload):
+            steps.append(self.blank())
+            steps[-1].merge([member], suspect.entry_id)
+        return steps
+
     def blank(self, partition: int = 0) -> Changes:
         """Return changes that hold nothing; what is passed over in them is settled in the partition."""
         changes = Changes(self._makers)
