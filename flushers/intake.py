@@ -431,6 +431,9 @@ def refusals(batch: Batch, refused: Mapping[Key, Exception]) -> list[Refusal]:
             found.append(Refusal(segment, lines, refused))
         for table, key_text in lines:
             batch.changes.tables[table].versions[segment.partition].pop(key_text, None)
+    for key in refused.keys() - {key for refusal in found for key in refusal.lines}:
+        # Not to be found again by its key: nothing of it may be passed over.
+        raise refused[key]
     return found
 
 
