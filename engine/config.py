@@ -16,8 +16,9 @@ __all__ = [
     "backpressure_of",
 ]
 
-PAYLOAD_BYTES_MAX = 16 * 1024 * 1024
-"""Longest payload that any writer may be set to write and that a reader looks at."""
+PAYLOAD_BYTES_MAX = 4 * 1024 * 1024
+"""Longest payload that any writer may be set to write and that a reader looks at. A dead letter holds it whole, and
+MariaDB takes statements of 16 MiB, in which a byte may take two."""
 
 FIELDS_MAX = 2000
 """Columns of one table, as many as SQLite has by default. The write script hands a record's names and values to Redis
@@ -77,7 +78,7 @@ class EngineSettings:
     """What each process that writes or reads may tune.
 
     Args:
-        payload_bytes_max: limit of one encoded mutation or atomic group, in bytes; 16 MiB at the most.
+        payload_bytes_max: limit of one encoded mutation or atomic group, in bytes; 4 MiB at the most.
         call_entries_max: entries that one script call may carry; bounds how long Redis is busy.
         call_bytes_max: payload bytes that one script call may carry.
         redis_timeout_seconds: how long to wait for a connection or a reply.

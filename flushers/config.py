@@ -18,7 +18,8 @@ class FlusherSettings:
         batch_entries_max: entries of one batch, over all partitions of its transaction.
         batch_bytes_max: payload bytes of one batch, approximately.
         lease_ttl_seconds: after this long without renewal another flusher may take the partition over.
-        retention_seconds: how long flushed entries stay in the log, for replay after a rollback of SQL.
+        retention_seconds: how long flushed entries stay in the log, for replay after a rollback of SQL; not at all
+            while Redis is short of memory (``EngineSettings.redis_memory_share_max``).
         retry_seconds_max: longest pause between two tries while the database is away.
         halt_retry_seconds: how often a halted partition is tried again.
         foreign_key_seconds: how long an entry whose parent is missing is tried again before it is left to an operator.

@@ -28,6 +28,8 @@ from writebehind.engine import WriteBehind
 from writebehind.engine.adapters.database_facts import require_transactions
 from writebehind.engine.adapters.links import Links
 from writebehind.engine.adapters.log import Log
+from writebehind.engine.adapters.memory import Memory
+from writebehind.engine.core.coalescing import Changes
 from writebehind.engine.core.letters import DeadLetter
 from writebehind.engine.core.payload import Op
 from writebehind.engine.core.positions import ORIGIN, EntryID
@@ -131,6 +133,7 @@ class Flusher:
         self._settlement = Settlement(
             self._log, app.keys, app.settings.record_ttl_seconds, self.settings.retention_seconds
         )
+        self._memory = Memory(self._links, app.settings.redis_memory_share_max)
         self._pacing = Pacing(self.settings, time.monotonic())
         self._committing = False
         self._redis_lost = False
@@ -315,8 +318,15 @@ class Flusher:
 
     def _try_some(self, suspects: Sequence[Suspect]) -> Exception | None:
         """Write entries in a savepoint; return why SQL refuses one of them."""
+        error = self._try_changes(self._intake.merged(suspects))
+        if error is not None and len(suspects) == 1 and len(suspects[0].mutations or ()) > 1:
+            # A group whose members only work in their order: a unique value that one frees and the next one takes.
+            error = self._try_changes(self._intake.stepwise(suspects[0]))
+        return error
+
+    def _try_changes(self, steps: Sequence[Changes]) -> Exception | None:
         try:
-            self._transaction.attempt(self._intake.merged(suspects))
+            self._transaction.attempt(steps)
         except Exception as error:
             if classify(error, committing=False) not in REFUSING:
                 raise
@@ -595,7 +605,15 @@ class Flusher:
         for cursor in list(self.cursors.values()):
             if cursor.halted is not None and time.monotonic() >= cursor.retry_at:
                 self._isolate(cursor, 1)
+        self._look_at_memory()
         self._settlement.trim(self.cursors.values())
+
+    def _look_at_memory(self) -> None:
+        try:
+            self._memory.look()
+        except RedisUnavailable as error:
+            self._lose_redis(error)
+        self._settlement.short_of_memory = self._memory.short
 
     def _share(self, members: int, total: int) -> int:
         serving = self.settings.concurrent_batches_max

@@ -1,6 +1,7 @@
 """Whether Redis is short of memory, as looked at now and then: a script cannot ask."""
 
 import logging
+import time
 
 import redis
 
@@ -9,6 +10,9 @@ from writebehind.engine.adapters.links import Links
 __all__ = ["Memory"]
 
 logger = logging.getLogger(__name__)
+
+WARN_SECONDS = 60.0
+"""At most so often it is said: under a steady load a small Redis is short of memory again and again."""
 
 
 class Memory:
@@ -27,6 +31,7 @@ class Memory:
         self._links = links
         self._share_max = share_max
         self.short = False
+        self._warned_at = float("-inf")
 
     def look(self) -> None:
         """Look again.
@@ -47,10 +52,14 @@ class Memory:
         limit = _number(facts, b"maxmemory")
         used = _number(facts, b"used_memory") - _number(facts, b"mem_not_counted_for_evict")
         short = facts.get(b"maxmemory_policy") == b"noeviction" and 0 < limit * self._share_max <= used
-        if short and not self.short:
+        now = time.monotonic()
+        if short and not self.short and now - self._warned_at >= WARN_SECONDS:
+            self._warned_at = now
             logger.warning(
-                "Redis uses %d of %d bytes: each partition has to be flushed before it gets more", used, limit
-            )
+                "Redis is short of memory (%d of %d bytes): partitions have to be flushed before they get more, "
+                "and flushed entries are not retained",
+                used, limit,
+            )  # fmt: skip
         self.short = short
 
 
