@@ -38,7 +38,7 @@ def poison(plan: Plan) -> list[Figure]:
 
 
 def _drained(plan: Plan, share: float, seed: int) -> float:
-    with trial(plan, checked=True) as now:
+    with trial(plan, sa.CheckConstraint("balance >= 0")) as now:
         refused = _fill(now, share, seed)
         before = time.perf_counter()
         drain(now.engine)

@@ -3,8 +3,8 @@
 ``writebehind --app module:attribute COMMAND``, or without any code of your own
 ``writebehind --redis URL --database URL --table NAME COMMAND``.
 
-Exit codes: 0 done; 1 an error, which is named; 2 wrong usage, or a drain that ran out of time; 3 something is
-halted or lost; 4 a diagnosis of warnings and unknowns only.
+Exit codes: 0 done; 1 an error, which is named, or a replay that SQL refused again; 2 wrong usage, or time ran out; 3
+something is halted or lost; 4 a diagnosis of warnings and unknowns only.
 """
 
 import importlib
@@ -169,10 +169,14 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ("batch_entries_max", "Entries of one batch."),
         ("lease_ttl_seconds", "After this long a dead flusher's work is taken over."),
         ("retention_seconds", "How long flushed entries stay in the log."),
+        ("rows_per_second_max", "SQL operations of one flusher process [default: as many as it can]."),
+        ("concurrent_batches_max", "Flushers that serve at a time; others stand by [default: all serve]."),
+        ("commit_seconds_target", "A batch that takes longer to commit is followed by smaller ones."),
     ):
         value = getattr(defaults, name)
+        kind = {"rows_per_second_max": float, "concurrent_batches_max": int}.get(name, type(value))
         command = click.option(
-            f"--{name.replace('_', '-')}", type=type(value), default=value, show_default=True, help=help_text
+            f"--{name.replace('_', '-')}", type=kind, default=value, show_default=value is not None, help=help_text
         )(command)
     return command
 
@@ -215,6 +219,8 @@ def status(app: WriteBehind, *, as_json: bool) -> None:
             click.echo(f"partition {row.partition} HALTED: {row.halted}")
         for table, count in found.dead_letters.items():
             click.echo(f"dead letters of {table or 'no known table'}: {count}; see 'dead-letters list'")
+        for row in found.pressed:
+            click.echo(f"partition {row.partition} UNDER PRESSURE: writes are held (limit on {row.pressure})")
         for loss in found.losses[:LOSSES_SHOWN]:
             click.echo(_sentence(loss))
     if found.halted or found.lost_entries:

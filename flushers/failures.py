@@ -110,7 +110,7 @@ _UNDONE: Final = frozenset({"40000", "40001", "40002", "40P01", 1205, 1213, 1020
 _VALUELESS: Final = frozenset({"22001", "22003", "22012", "22021"})
 """Data exceptions whose message has no value of a row."""
 
-_MYSQL_VALUES: Final = frozenset(_MYSQL[Failure.POISON])
+_MYSQL_VALUES: Final = frozenset((*_MYSQL[Failure.POISON], 1644))  # and what a trigger says by SIGNAL
 _MYSQL_NAMED: Final = frozenset({1048, 1062, 1169, 1264, 1265, 1366, 1406, 1586, 3819, 4025})
 _MYSQL_NAME: Final = re.compile(
     r".*\b((?:for key|column|constraint) (?:[`'][^`']*[`']\.?)+)", re.IGNORECASE | re.DOTALL

@@ -28,6 +28,8 @@ from writebehind.engine import WriteBehind
 from writebehind.engine.adapters.database_facts import require_transactions
 from writebehind.engine.adapters.links import Links
 from writebehind.engine.adapters.log import Log
+from writebehind.engine.adapters.memory import Memory
+from writebehind.engine.core.coalescing import Changes
 from writebehind.engine.core.letters import DeadLetter
 from writebehind.engine.core.payload import Op
 from writebehind.engine.core.positions import ORIGIN, EntryID
@@ -44,6 +46,7 @@ from writebehind.flushers.intake import EntryFailed, Intake, refusals
 from writebehind.flushers.isolation import isolate
 from writebehind.flushers.leases import Lease, Leases
 from writebehind.flushers.letters import Letters, told
+from writebehind.flushers.pacing import Pacing
 from writebehind.flushers.quarantine import Letter
 from writebehind.flushers.sessions import flusher_engine
 from writebehind.flushers.settlement import Settlement
@@ -130,6 +133,8 @@ class Flusher:
         self._settlement = Settlement(
             self._log, app.keys, app.settings.record_ttl_seconds, self.settings.retention_seconds
         )
+        self._memory = Memory(self._links, app.settings.redis_memory_share_max)
+        self._pacing = Pacing(self.settings, time.monotonic())
         self._committing = False
         self._redis_lost = False
         self._tended_at = float("-inf")
@@ -177,16 +182,20 @@ class Flusher:
         if not cursors:
             self.stopping.wait(IDLE_SECONDS)
             return None
-        settings = self.settings
+        settings, entries_max = self.settings, self._pacing.entries_max
         # Who drains wants to be told that there is no more, rather than to wait for it.
         block_ms = IDLE_BLOCK_MS if self._member else DRAIN_BLOCK_MS
-        batch = self._intake.read(cursors, settings.batch_entries_max, block_ms)
-        lingers = self._member and settings.linger_seconds > 0
-        if batch is None or batch.changes.entries * 2 > settings.batch_entries_max or not lingers:
-            return batch
-        # Few entries: what arrives within the linger joins them, for one commit instead of many.
-        self.stopping.wait(settings.linger_seconds)
-        return self._intake.read_more(batch, cursors, settings.batch_entries_max)
+        batch = self._intake.read(cursors, entries_max, block_ms)
+        if batch is None:
+            return None
+        if self._member and settings.linger_seconds > 0 and batch.changes.entries * 2 <= entries_max:
+            # Few entries: what arrives within the linger joins them, for one commit instead of many.
+            self.stopping.wait(settings.linger_seconds)
+            batch = self._intake.read_more(batch, cursors, entries_max)
+        pause_seconds = self._pacing.wait_seconds(len(batch.changes), time.monotonic())
+        if pause_seconds:
+            self.stopping.wait(pause_seconds)
+        return batch
 
     def _collect(self, upcoming: "Future[Batch | None]") -> Batch | None:
         try:
@@ -204,12 +213,7 @@ class Flusher:
             outcomes = self._retrying(self._attempt, batch)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is isolated, or halts and says so
             self._abandon(upcoming)
-            self._drop_lost(batch, error)
-            if not (self._passes(error) or isinstance(error, LeaseLost)):
-                logger.warning("a batch of %d entries failed: %s", batch.changes.entries, describe(error))
-                for segment in batch.segments:
-                    if segment.partition in self.cursors:
-                        self._isolate(self.cursors[segment.partition], len(segment.ids))
+            self._fail(batch, error)
             return None
         self._note(batch)
         if outcomes is None:
@@ -225,6 +229,17 @@ class Flusher:
             if partition in self.cursors:
                 self._note_letters(self.cursors[partition], outcome)
         return upcoming
+
+    def _fail(self, batch: Batch, error: Exception) -> None:
+        """Do what a batch's failure calls for; everything is read again afterwards."""
+        self._drop_lost(batch, error)
+        if classify(error, committing=False) is Failure.TIMEOUT and self._pacing.timed_out(batch.changes.entries):
+            logger.warning("%s; batches of %d entries from now on", describe(error), self._pacing.entries_max)
+        elif not (self._passes(error) or isinstance(error, LeaseLost)):
+            logger.warning("a batch of %d entries failed: %s", batch.changes.entries, describe(error))
+            for segment in batch.segments:
+                if segment.partition in self.cursors:
+                    self._isolate(self.cursors[segment.partition], len(segment.ids))
 
     def _overtakes(self, upcoming: "Future[Batch | None]", outcomes: Mapping[int, Outcome]) -> bool:
         """Tell whether the batch read meanwhile has entries that have to wait now; it is read to its end then."""
@@ -263,11 +278,13 @@ class Flusher:
 
     def _attempt(self, batch: Batch) -> dict[int, Outcome] | None:
         protocol = flush(batch)
+        begun = time.monotonic()
         try:
             effect = next(protocol)
             while True:
                 effect = protocol.send(self.perform(effect))
         except StopIteration as stop:
+            self._pacing.committed(batch.changes.entries, time.monotonic() - begun)
             outcomes: dict[int, Outcome] | None = stop.value
             return outcomes
         except BaseException:
@@ -301,8 +318,15 @@ class Flusher:
 
     def _try_some(self, suspects: Sequence[Suspect]) -> Exception | None:
         """Write entries in a savepoint; return why SQL refuses one of them."""
+        error = self._try_changes(self._intake.merged(suspects))
+        if error is not None and len(suspects) == 1 and len(suspects[0].mutations or ()) > 1:
+            # A group whose members only work in their order: a unique value that one frees and the next one takes.
+            error = self._try_changes(self._intake.stepwise(suspects[0]))
+        return error
+
+    def _try_changes(self, steps: Sequence[Changes]) -> Exception | None:
         try:
-            self._transaction.attempt(self._intake.merged(suspects))
+            self._transaction.attempt(steps)
         except Exception as error:
             if classify(error, committing=False) not in REFUSING:
                 raise
@@ -564,7 +588,7 @@ class Flusher:
             if self._tended_at == float("-inf"):
                 self._require_database(total)
             self._drop_taken(self._leases.held())
-            share = self._leases.share(members, total) if self._member else total
+            share = self._share(members, total) if self._member else total
             self._release_surplus(share)
             for lease in self._leases.take(share - len(self.cursors), avoid=self.cursors.keys()):
                 self.cursors[lease.partition] = self._cursor(lease)
@@ -582,7 +606,22 @@ class Flusher:
         for cursor in list(self.cursors.values()):
             if cursor.halted is not None and time.monotonic() >= cursor.retry_at:
                 self._isolate(cursor, 1)
+        self._look_at_memory()
         self._settlement.trim(self.cursors.values())
+
+    def _look_at_memory(self) -> None:
+        try:
+            self._memory.look()
+        except RedisUnavailable as error:
+            self._lose_redis(error)
+        self._settlement.short_of_memory = self._memory.short
+
+    def _share(self, members: int, total: int) -> int:
+        serving = self.settings.concurrent_batches_max
+        if serving is None or members <= serving:
+            return self._leases.share(members, total)
+        # One flusher has one batch under way: the others stand by.
+        return self._leases.share(serving, total) if self._leases.rank() < serving else 0
 
     def _require_database(self, total: int) -> None:
         if self._leases.registered() != total:

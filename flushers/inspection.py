@@ -34,6 +34,7 @@ class PartitionStatus:
         lost_entries: entries ever found missing.
         missing_rows: patches that ever found no row.
         halted: why it is not flushed, or None.
+        pressure: the limit for which writes are held, ``entries``, ``seconds`` or ``memory``; None where they are not.
     """
 
     partition: int
@@ -45,6 +46,7 @@ class PartitionStatus:
     lost_entries: int
     missing_rows: int
     halted: str | None
+    pressure: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +117,11 @@ class Status:
         """Partitions that are not flushed."""
         return [partition for partition in self.partitions if partition.halted]
 
+    @property
+    def pressed(self) -> list[PartitionStatus]:
+        """Partitions whose writes are held until more of the backlog is flushed."""
+        return [partition for partition in self.partitions if partition.pressure]
+
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain values."""
         return {
@@ -126,6 +133,7 @@ class Status:
             "losses": [asdict(loss) for loss in self.losses],
             "dead_letters": {table: asdict(count) for table, count in self.dead_letters.items()},
             "halted": [partition.partition for partition in self.halted],
+            "pressed": [partition.partition for partition in self.pressed],
             "partitions": [asdict(partition) for partition in self.partitions],
         }
 
@@ -167,6 +175,8 @@ def status(app: WriteBehind) -> Status:
                 lost_entries=row.lost_entries,
                 missing_rows=row.missing_rows,
                 halted=row.halted,
+                # The next write takes the note back, if there is one.
+                pressure=state.held[1] if state.held and waiting > state.held[0] else None,
             )
         )
     return Status(

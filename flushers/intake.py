@@ -153,6 +153,14 @@ class Intake:
                 raise ConfigurationError(f"an entry cannot be applied: {error}", "upgrade the flushers") from error
         return steps
 
+    def stepwise(self, suspect: Suspect) -> list[Changes]:
+        """Return an entry's mutations as a step each."""
+        steps = []
+        for member in decode(suspect.payload):
+            steps.append(self.blank())
+            steps[-1].merge([member], suspect.entry_id)
+        return steps
+
     def blank(self, partition: int = 0) -> Changes:
         """Return changes that hold nothing; what is passed over in them is settled in the partition."""
         changes = Changes(self._makers)
@@ -423,6 +431,9 @@ def refusals(batch: Batch, refused: Mapping[Key, Exception]) -> list[Refusal]:
             found.append(Refusal(segment, lines, refused))
         for table, key_text in lines:
             batch.changes.tables[table].versions[segment.partition].pop(key_text, None)
+    for key in refused.keys() - {key for refusal in found for key in refusal.lines}:
+        # Not to be found again by its key: nothing of it may be passed over.
+        raise refused[key]
     return found
 
 

@@ -142,6 +142,16 @@ class Leases:
         """Return how many partitions one of several flushers should hold."""
         return math.ceil(total / max(1, members))
 
+    def rank(self) -> int:
+        """Return how many live flushers come before this one, in an order on which all of them agree."""
+        with self._engine.connect() as connection:
+            before = sa.and_(
+                flushers.c.namespace == self._namespace,
+                flushers.c.seen_until_ms >= now_ms(),
+                flushers.c.holder < self._holder,
+            )
+            return int(connection.execute(sa.select(sa.func.count()).select_from(flushers).where(before)).scalar_one())
+
     def take(self, wanted: int, *, avoid: Collection[int] = ()) -> list[Lease]:
         """Take up to so many partitions that are free, whose lease has expired, or that this holder has dropped.
 

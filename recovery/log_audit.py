@@ -62,7 +62,8 @@ class LogAudit:
         dangling: entries that the consumer group waits for and that are not in the log.
         group_missing: there is a log and no consumer group; the next flusher makes it anew.
         history_missing: the log has nothing of the history that SQL has applied: it was emptied, or is another Redis.
-        unreadable: entries of the backlog that no flusher with these tables can read: the partition halts there.
+        unreadable: entries of the backlog that no flusher with these tables can read: damaged ones become dead letters,
+            at others the partition halts.
         unreadable_ids: the first of them.
         orphaned: records without a hash although their last change is in the backlog: somebody deleted it, and reads
             are stale until it is flushed.

@@ -122,7 +122,8 @@ def _log(number: int, found: LogAudit) -> Iterator[Concern]:
             code="unreadable",
             what=f"{found.unreadable} entries cannot be read by these tables and this release: "
             + ", ".join(found.unreadable_ids),
-            then="the partition halts there until a flusher can read them: declare the table, or run a newer release",
+            then="damaged ones become dead letters; at others the partition halts until a flusher can read them: "
+            "declare the table, or run a newer release",
         )
     if found.dangling:
         yield Concern(

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 __all__ = ["CALL_SECONDS_MAX", "CORPUS", "SECONDS", "fuzz", "kept"]
 
 CORPUS: Final = Path(__file__).parent / "fuzz" / "corpus"
-SECONDS: Final = float(os.environ.get("FUZZ_SECONDS", "8"))
-FUZZERS: Final = 8
+SECONDS: Final = float(os.environ.get("FUZZ_SECONDS", "11"))
+FUZZERS: Final = 11
 """How many share the time."""
 
 EXAMPLES: Final = 500

@@ -201,9 +201,11 @@ def decode(payload: bytes) -> list[Mutation]:
     try:
         decoded = _decode_one(payload)
     except ShapeError:
-        return _decode_rare(payload)
+        decoded = None
     except Exception as error:  # noqa: BLE001 -- whatever damaged bytes provoke: see invariant 2
         raise _damaged(payload, error) from None
+    if decoded is None:
+        return _decode_rare(payload)
     if decoded[0] != VERSION or not _FIRST_OP <= decoded[1] <= _LAST_OP:
         raise _refusal(decoded[0], decoded[1])
     values = decoded[4]

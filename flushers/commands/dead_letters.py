@@ -141,7 +141,10 @@ def list_(app: WriteBehind, *, tables: frozenset[str], limit: int, as_json: bool
         return
     found = list(islice(letters_of(app, wanted), limit + 1))
     if found:
-        Console(width=None if sys.stdout.isatty() else WIDTH_UNKNOWN).print(tabulated(found[:limit]))
+        console = Console(width=None if sys.stdout.isatty() else WIDTH_UNKNOWN)
+        with console.capture() as drawn:
+            console.print(tabulated(found[:limit]))
+        click.echo("\n".join(line.rstrip() for line in drawn.get().splitlines()))
     if len(found) > limit:
         click.echo(f"and more: --limit is {limit}")
     for line in left(counts(app), none_match=not found):

@@ -127,7 +127,7 @@ def described(letter: DeadLetter, before: Chain, following: Chain, *, with_value
     yield f"letter {letter.letter_id}: {letter.operation}, {letter.subject}"
     yield f"state      {_standing(letter)}"
     if letter.failure:
-        yield f"failure    {letter.failure}, tried {letter.attempts} times"
+        yield f"failure    {letter.failure}, tried {'once' if letter.attempts == 1 else f'{letter.attempts} times'}"
         yield f"error      {letter.error}"
     yield f"written    {moment(letter.made_ms)} as {letter.mutation_id or '?'}, entry {letter.entry_id}"
     yield f"set aside  {moment(letter.dead_ms)}"
@@ -186,12 +186,14 @@ def _change(change: LetterChange, *, with_values: bool) -> Iterator[str]:
 
 def _advice(letter: DeadLetter) -> Iterator[str]:
     name = letter.letter_id
-    yield "What you can do:"
+    ways: list[tuple[str, str]] = []
     if letter.replayable:
-        yield f"  dead-letters replay {name} --wait 10                 once SQL would take it"
+        ways.append((f"dead-letters replay {name} --wait 10", "when SQL would take it now"))
         if len(letter.changes) == 1 and letter.changes[0].columns:
-            column = letter.changes[0].columns[0]
-            yield f"  dead-letters replay {name} --set {column}=... --wait 10   with another value"
-    else:
-        yield "  nobody can read it, so it can only be discarded; its bytes are in writebehind_dead_letters.payload"
-    yield f"  dead-letters discard {name} --wait 10                give it up for good"
+            ways.append((f"dead-letters replay {name} --set COLUMN=VALUE --wait 10", "with another value"))
+    ways.append((f"dead-letters discard {name} --wait 10", "give it up for good"))
+    yield "What you can do:"
+    for command, effect in ways:
+        yield f"  {command:<{max(len(way[0]) for way in ways)}}  {effect}"
+    if not letter.replayable:
+        yield "Nobody can read it, so it can only be discarded; its bytes are in writebehind_dead_letters.payload."

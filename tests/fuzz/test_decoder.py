@@ -14,7 +14,7 @@ import pytest
 from hypothesis import strategies as st
 
 from fuzzing import CORPUS, fuzz, kept
-from writebehind.engine.config import FIELDS_MAX, MEMBERS_MAX
+from writebehind.engine.config import FIELDS_MAX, MEMBERS_MAX, PAYLOAD_BYTES_MAX
 from writebehind.engine.core.coalescing import Changes, TableChanges
 from writebehind.engine.core.columns import Column, Entity, Kind
 from writebehind.engine.core.payload import VERSION, Mutation, Op, PayloadError, decode, encode, encode_group
@@ -219,7 +219,7 @@ def test_limits() -> None:
         f"{MEMBERS_MAX + 1} mutations": encode_group([*members, members[0]]),
         "a list or a map": msgspec.msgpack.encode([VERSION, 1, "t", "1", {"v": [1]}]),
         f"a key of {KEY_BYTES_MAX + 1} characters": encode(Op.PUT, "t", "1" * (KEY_BYTES_MAX + 1), {}),
-        "16777217 bytes": b"\x95" * (16 * 1024 * 1024 + 1),
+        f"{PAYLOAD_BYTES_MAX + 1} bytes": b"\x95" * (PAYLOAD_BYTES_MAX + 1),
     }
     for words, payload in beyond.items():
         with pytest.raises(PayloadError, match=words):

@@ -190,9 +190,9 @@ def refused(error: ValidationError, value: Any) -> None:
     text = str(error)
     assert len(text) <= MESSAGE_MAX
     assert error.__cause__ is None
-    for form in (value, repr(value)) if isinstance(value, str | bytes | int | Decimal | date | time) else ():
-        quoted = form if isinstance(form, str) else repr(form)
-        assert len(quoted) < QUOTED_MIN or quoted not in text
+    if isinstance(value, str | bytes | Decimal | date | time) or (isinstance(value, int) and abs(value) < 10**100):
+        for quoted in (str(value), repr(value)):
+            assert len(quoted) < QUOTED_MIN or quoted not in text
     assert error.__suppress_context__ or error.__context__ is None
 
 

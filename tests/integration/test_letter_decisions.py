@@ -14,9 +14,10 @@ from letters import damaged, place_letter
 from writebehind.engine import ConfigurationError, EngineSettings, RedisUnavailable, ValidationError, WriteBehind
 from writebehind.engine.adapters.control_tables import dead_letters as letters_table
 from writebehind.engine.adapters.control_tables import partitions
+from writebehind.engine.config import Backpressure
 from writebehind.engine.core.partitioning import partition_of
 from writebehind.engine.core.payload import LETTER, Mutation, Op, decode
-from writebehind.engine.errors import ReadTimeout
+from writebehind.engine.errors import BacklogFull, ReadTimeout
 from writebehind.flushers import initialise, status
 from writebehind.recovery import (
     DeadLetter,
@@ -403,6 +404,26 @@ def test_a_full_redis_refuses_a_decision(shop: Shop, monkeypatch: pytest.MonkeyP
     with pytest.raises(RedisUnavailable, match="OOM"):
         discard(shop.app, [one(shop.app, LetterID(0, 0))])
     assert shop.log(0) == []
+
+
+def test_a_full_backlog_refuses_a_decision(redis_url: str, sqlite_url: str, namespace: str) -> None:
+    """As any write, also where the letter names no table that could have a policy."""
+    table = sa.Table(
+        "limited",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        info={"writebehind": {"backpressure": "block"}},
+    )
+    settings = EngineSettings(backlog_entries_max=1, backpressure=Backpressure.REJECT)
+    app = WriteBehind(
+        redis=redis_url, database=sqlite_url, tables=[table], namespace=namespace, partitions=1, settings=settings
+    )
+    with app:
+        initialise(app, create_tables=True)
+        app.put(table, {"id": 1})
+        damaged(app, 0, 0)
+        with pytest.raises(BacklogFull):
+            discard(app, dead_letters(app))
 
 
 def test_what_became_of_letters(each_shop: Shop) -> None:

@@ -148,7 +148,8 @@ def test_a_letter_is_described(state: dict[str, Any], said: str) -> None:
     assert "It waits for (1):\n  3-2  put, accounts 7" in text
     assert "Behind it wait (2):\n  3-18  put" in text
     assert "columns note; --values shows the values" in text
-    assert "dead-letters replay 3-17 --set note=..." in text
+    assert "  dead-letters replay 3-17 --wait 10                     when SQL would take it now\n" in text
+    assert "  dead-letters replay 3-17 --set COLUMN=VALUE --wait 10  with another value\n" in text
     assert SECRET not in text
     shown = "\n".join(described(found, Chain.of([]), Chain.of([]), with_values=True))
     assert f"note = {SECRET!r}" in shown

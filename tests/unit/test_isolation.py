@@ -186,7 +186,7 @@ def test_chains() -> None:
     for place, keys in enumerate(("a", "ab", "b", "c", "")):
         quarantine.add(place, Letter(tuple(("t", key) for key in keys)))
     assert [quarantine.chain(place) for place in range(5)] == [[0, 1, 2], [0, 1, 2], [0, 1, 2], [3], [4]]
-    put = [(Op.PUT, "t", "c", {})]
+    put: list[Mutation] = [(Op.PUT, "t", "c", {})]
     assert quarantine.superseded_by(put) == (3,)
     assert quarantine.superseded_by([(Op.PATCH, "t", "c", {})]) == ()
     assert quarantine.superseded_by([(Op.PUT, "t", "a", {})]) == ()

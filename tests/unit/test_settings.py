@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from writebehind.engine import errors
-from writebehind.engine.config import EngineSettings, NamespaceSettings
+from writebehind.engine.config import PAYLOAD_BYTES_MAX, EngineSettings, NamespaceSettings
 from writebehind.flushers.config import FlusherSettings
 
 
@@ -27,6 +27,8 @@ def test_positive_numbers() -> None:
     """Limits and times are positive; a record may live for ever."""
     with pytest.raises(errors.ConfigurationError, match="payload_bytes_max"):
         EngineSettings(payload_bytes_max=0)
+    with pytest.raises(errors.ConfigurationError, match=r"payload_bytes_max is .*at most"):
+        EngineSettings(payload_bytes_max=PAYLOAD_BYTES_MAX + 1)
     with pytest.raises(errors.ConfigurationError, match="lease_ttl_seconds"):
         FlusherSettings(lease_ttl_seconds=0.5)
     with pytest.raises(errors.ConfigurationError, match="batch_entries_max"):
