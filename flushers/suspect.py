@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from writebehind.engine.core.payload import LETTER, Mutation, Op, PayloadError, decode, encode
+from writebehind.engine.core.payload import LETTER, Damaged, Mutation, Op, PayloadError, decode, encode
 from writebehind.flushers.quarantine import Key, keys_of
 
 __all__ = ["Suspect"]
@@ -41,6 +41,11 @@ class Suspect:
             self.mutations = decode(self.payload)
         except PayloadError as error:
             self.unreadable = error
+            return
+        first = self.mutations[0] if self.mutations else None
+        if first is not None and first[0] in CONTROLLING and type(first[3].get(LETTER)) is not int:
+            self.mutations = None
+            self.unreadable = Damaged("it names no dead letter", "find out who else writes to this stream")
 
     @property
     def keys(self) -> tuple[Key, ...]:
@@ -54,7 +59,7 @@ class Suspect:
             return None
         op, _, _, values = self.mutations[0]
         corrections = {name: value for name, value in values.items() if name != LETTER}
-        return op, int(values.get(LETTER, -1)), corrections
+        return op, values[LETTER], corrections
 
     def correct(self, values: dict[str, Any]) -> None:
         """Replace some values of its one mutation."""

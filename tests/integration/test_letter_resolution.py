@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from running import flushing
 from writebehind.engine import Durability, WriteBehind
+from writebehind.engine.core.payload import LETTER, Op, encode
 from writebehind.flushers import FlusherSettings, drain, initialise
 from writebehind.recovery import (
     DeadLetter,
@@ -307,3 +308,23 @@ def test_a_late_request_means_no_other_letter(redis_url: str, database_url: str,
         discard(app, [first])
         drain(app, DEADLINE_SECONDS, SETTINGS)
         assert [letter.letter_id for letter in dead_letters(app)] == [second.letter_id]
+
+
+@pytest.mark.parametrize("place", ["x", None, 1.0])
+def test_a_forged_decision_is_set_aside(redis_url: str, sqlite_url: str, namespace: str, place: Any) -> None:
+    """One that names no letter is a letter itself, and stops nobody."""
+    app = WriteBehind(redis=redis_url, database=sqlite_url, tables=[accounts], namespace=namespace, partitions=1)
+    with app:
+        initialise(app, create_tables=True)
+        app.put(accounts, {"id": 7, "owner": "Ada", "balance": -1})
+        with app.links.link() as link:
+            epoch = link.command("HGET", app.keys.metas[0], "epoch").decode()
+            payload = encode(Op.DISCARD, "accounts", "7", {LETTER: place})
+            link.command("XADD", app.keys.logs[0], f"{epoch}-*", "m", "x", "p", payload)
+        app.put(accounts, {"id": 8, "owner": "Ada", "balance": 1})
+        assert drain(app, DEADLINE_SECONDS, SETTINGS).backlog == 0
+        assert [letter.failure for letter in dead_letters(app)] == ["poison", "unreadable"]
+        forged = list(dead_letters(app))[1]
+        discard(app, [forged])
+        assert drain(app, DEADLINE_SECONDS, SETTINGS).backlog == 0
+        assert [letter.failure for letter in dead_letters(app)] == ["poison"]
