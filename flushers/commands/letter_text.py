@@ -196,4 +196,4 @@ def _advice(letter: DeadLetter) -> Iterator[str]:
     for command, effect in ways:
         yield f"  {command:<{max(len(way[0]) for way in ways)}}  {effect}"
     if not letter.replayable:
-        yield "  Nobody can read it; its bytes are in writebehind_dead_letters.payload."
+        yield "Nobody can read it, so it can only be discarded; its bytes are in writebehind_dead_letters.payload."

@@ -167,13 +167,9 @@ def test_list(shop: Shop) -> None:
     assert SECRET not in json.dumps(found)
     for arguments, expected in (
         (("--table", "others"), ["0-2", "2-0"]),
-        (("--key", "1"), ["0-0", "0-1"]),
-        (("--error", "foreign"), ["0-2", "2-0"]),
-        (("--since", "1h"), ["0-1", "0-2", "2-0", "2-1"]),
-        (("--until", "1h"), ["0-0"]),
-        (("--partition", "2", "--partition", "3"), ["2-0", "2-1"]),
-        (("--state", "waiting", "--state", "retrying"), ["0-1", "2-0"]),
-        (("--limit", "1"), ["0-0"]),
+        (("--key", "1", "--until", "1h"), ["0-0"]),
+        (("--error", "foreign", "--since", "1h", "--limit", "1"), ["0-2"]),
+        (("--partition", "2", "--partition", "0", "--state", "waiting", "--state", "retrying"), ["0-1", "2-0"]),
     ):
         assert [letter["letter"] for letter in shop.as_json("list", *arguments)["letters"]] == expected, arguments
 
@@ -270,7 +266,7 @@ def test_discard_says_what_is_lost_and_asks(shop: Shop) -> None:
 
 def test_a_killed_command_may_be_repeated(shop: Shop) -> None:
     """What it had asked for is whole in the log; the letters are the flushers'."""
-    for place in range(3, 1200):
+    for place in range(3, 700):
         place_letter(shop.app, place, put(place), partition=0)
     command = shop.start("--app", "shop:make", "dead-letters", "discard", "--all", "--yes")
     _until(lambda: bool(shop.client.exists(shop.app.keys.logs[0])))
@@ -280,8 +276,8 @@ def test_a_killed_command_may_be_repeated(shop: Shop) -> None:
     assert asked
     for _, table, key, values in asked:
         assert (values[LETTER], table) == (2, "others") or values[LETTER] == int(key) or values[LETTER] < 3
-    assert len(shop.as_json("list", "--limit", "5000")["letters"]) == 1202
-    assert "asked for 1201" in shop.letters("discard", "--all", "--yes")
+    assert len(shop.as_json("list", "--limit", "5000")["letters"]) == 702
+    assert "asked for 701" in shop.letters("discard", "--all", "--yes")
 
 
 @pytest.mark.parametrize(
