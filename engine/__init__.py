@@ -1,7 +1,7 @@
 """The engine that a service embeds: writes at Redis speed, receipts that tell the truth, reads that see all writes."""
 
 from writebehind.engine.batches import AtomicGroup, Batch
-from writebehind.engine.config import Backpressure, EngineSettings
+from writebehind.engine.config import Backpressure, EngineSettings, UnknownColumns
 from writebehind.engine.core.durability import Durability
 from writebehind.engine.core.letters import DeadLetter
 from writebehind.engine.core.retention import DataLoss
@@ -42,6 +42,7 @@ __all__ = [
     "Receipt",
     "RedisUnavailable",
     "TransientError",
+    "UnknownColumns",
     "ValidationError",
     "WriteBehind",
     "WriteBehindError",

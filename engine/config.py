@@ -3,6 +3,7 @@
 import re
 from dataclasses import asdict, dataclass
 from enum import Enum
+from typing import TypeVar
 
 from writebehind.engine.errors import ConfigurationError
 
@@ -13,7 +14,8 @@ __all__ = [
     "Backpressure",
     "EngineSettings",
     "NamespaceSettings",
-    "backpressure_of",
+    "UnknownColumns",
+    "policy_of",
 ]
 
 PAYLOAD_BYTES_MAX = 4 * 1024 * 1024
@@ -131,22 +133,39 @@ class EngineSettings:
             raise ConfigurationError(
                 f"redis_memory_share_max is {self.redis_memory_share_max!r}", "give a share: 0.9 is nine tenths"
             )
-        object.__setattr__(self, "backpressure", backpressure_of(self.backpressure, "engine"))
+        policy = policy_of(Backpressure, self.backpressure, "backpressure", "engine")
+        object.__setattr__(self, "backpressure", policy)
 
 
-def backpressure_of(value: Backpressure | str, whose: str) -> Backpressure:
+class UnknownColumns(Enum):
+    """What a flusher does with a write that names a column which its declaration of the table does not have."""
+
+    HALT = "halt"
+    """Stop the partition there until a flusher comes that knows the column."""
+    IGNORE = "ignore"
+    """Write the other columns, and say so in the log: the value is lost."""
+    DEAD_LETTER = "dead-letter"
+    """Set the entry aside, and what comes after it for its key; other keys flow."""
+
+
+Policy = TypeVar("Policy", bound=Enum)
+
+
+def policy_of(kind: type[Policy], value: object, name: str, whose: str) -> Policy:
     """Return a policy that may be given by its value.
 
     Args:
+        kind: what it is one of.
         value: the policy.
+        name: of the setting, for the message.
         whose: who asks for it, for the message.
 
     Raises:
         ConfigurationError: there is no such policy.
     """
     try:
-        return Backpressure(value)
+        return kind(value)
     except ValueError as error:
         raise ConfigurationError(
-            f"{whose}: backpressure is {value!r}", f"give one of {', '.join(repr(each.value) for each in Backpressure)}"
+            f"{whose}: {name} is {value!r}", f"give one of {', '.join(repr(each.value) for each in kind)}"
         ) from error

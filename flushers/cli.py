@@ -25,7 +25,7 @@ from writebehind.engine.errors import ConfigurationError, WriteBehindError
 from writebehind.flushers.config import FlusherSettings
 
 if TYPE_CHECKING:
-    from writebehind.flushers.inspection import LossStatus
+    from writebehind.flushers.inspection import LossStatus, Status
 
 __all__ = ["main"]
 
@@ -217,14 +217,18 @@ def status(app: WriteBehind, *, as_json: bool) -> None:
             )
         for row in found.halted:
             click.echo(f"partition {row.partition} HALTED: {row.halted}")
-        for table, count in found.dead_letters.items():
-            click.echo(f"dead letters of {table or 'no known table'}: {count}; see 'dead-letters list'")
+        _print_letters(found)
         for row in found.pressed:
             click.echo(f"partition {row.partition} UNDER PRESSURE: writes are held (limit on {row.pressure})")
         for loss in found.losses[:LOSSES_SHOWN]:
             click.echo(_sentence(loss))
     if found.halted or found.lost_entries:
         sys.exit(3)
+
+
+def _print_letters(found: "Status") -> None:
+    for table, count in found.dead_letters.items():
+        click.echo(f"dead letters of {table or 'no known table'}: {count}; see 'dead-letters list'")
 
 
 def _sentence(loss: "LossStatus") -> str:
@@ -255,6 +259,7 @@ def drain(app: WriteBehind, *, timeout: float | None, as_json: bool, **tuned: An
         click.echo("drained" if last.backlog == 0 else f"{last.backlog} entries remain")
         for row in last.halted:
             click.echo(f"partition {row.partition} HALTED: {row.halted}")
+        _print_letters(last)
     if last.backlog:
         sys.exit(2)
 

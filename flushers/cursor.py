@@ -36,6 +36,7 @@ class Cursor:
         milestones: pairs of the time of a commit and its offset, for trimming after the retention.
         trimmed_at: when it was trimmed last, on the monotonic clock.
         seen_ms: when the last entry committed was made, on the writer's clock.
+        unpublished: Redis was seen to tell another offset than SQL's.
     """
 
     number: int
@@ -59,6 +60,7 @@ class Cursor:
     milestones: deque[tuple[float, EntryID]] = field(default_factory=deque)
     trimmed_at: float = 0.0
     seen_ms: int = 0
+    unpublished: bool = False
 
     def rewind(self) -> None:
         """Go back to what is committed: what was read ahead was delivered, and is read again by position."""

@@ -283,6 +283,8 @@ class Intake:
                 # Another history: it has to be compared with SQL, and numbers of the two must not be.
                 cursor.stale = True
                 continue
+            # A command of a flusher that was frozen, or of a broken connection, may have come late.
+            cursor.unpublished = (state.watermark or ORIGIN) != cursor.base
             if state.end is None or not backlog(cursor.position, state.end, state.lineage):
                 continue
             # Asked later than the end: what was appended since is found, too.

@@ -65,22 +65,30 @@ class Settlement:
         self._submit(todo)
 
     def trim(self, cursors: Iterable[Cursor]) -> None:
-        """Trim logs whose flushed entries are past the retention although nothing new is flushed."""
+        """Trim logs whose flushed entries are past the retention although nothing new is flushed.
+
+        And publish offsets that Redis tells otherwise: else a writer would be held for a backlog that is gone, and as
+        nobody writes, nothing would be committed that tells it.
+        """
         now = time.monotonic()
-        todo = [
-            Acknowledgement(
-                partition=cursor.number,
-                ids=(),
-                offset=cursor.committed,
-                whole=(),
-                other=(),
-                ttl_ms=0,
-                trim_below=point,
-                flushed_rows=0,
+        todo = []
+        for cursor in cursors:
+            point = None if cursor.stale else self._trim_point(cursor, now)
+            if cursor.stale or not (point or cursor.unpublished):
+                continue
+            cursor.unpublished = False
+            todo.append(
+                Acknowledgement(
+                    partition=cursor.number,
+                    ids=(),
+                    offset=cursor.base,
+                    whole=(),
+                    other=(),
+                    ttl_ms=0,
+                    trim_below=point,
+                    flushed_rows=0,
+                )
             )
-            for cursor in cursors
-            if not cursor.stale and (point := self._trim_point(cursor, now))
-        ]
         if todo:
             self._submit(todo)
 

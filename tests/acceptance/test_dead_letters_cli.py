@@ -320,6 +320,9 @@ def test_other_commands_tell_of_dead_letters(shop: Shop) -> None:
     shop.apply(number)
     place_letter(shop.app, 50, put(1), partition=number)
     assert "1 dead-lettered: SQL refused a change of them" in shop.run("--app", "shop:make", "verify")
+    text = shop.run("--app", "shop:make", "drain", "--timeout", "60")
+    assert text.startswith("drained\n")
+    assert "dead letters of accounts: " in text
 
 
 def _until(happened: Any) -> None:
