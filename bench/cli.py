@@ -15,6 +15,8 @@ from writebehind.bench.drains import drains, engine_rate
 from writebehind.bench.footprint import footprint
 from writebehind.bench.lag import lag
 from writebehind.bench.memory import memory
+from writebehind.bench.poison import poison
+from writebehind.bench.pressure import SECONDS_FACTOR, pressure
 from writebehind.bench.report import Figure, rendered, surroundings
 from writebehind.bench.trial import Plan
 from writebehind.bench.writes import batched, single
@@ -31,9 +33,11 @@ PARTS: dict[str, Callable[[Plan], list[Figure]]] = {
     "put": single,
     "batch": batched,
     "drain": drains,
+    "poison": poison,
     "lag": lambda plan: lag(plan, engine_rate(plan) / 2),
     "memory": memory,
     "footprint": footprint,
+    "pressure": pressure,
 }
 
 
@@ -42,6 +46,12 @@ PARTS: dict[str, Callable[[Plan], list[Figure]]] = {
 @click.option("--database", metavar="URL", help="A PostgreSQL to measure with [default: an embedded one].")
 @click.option("--entries", type=click.IntRange(100), metavar="N", help=f"Entries of a drain [default: {ENTRIES}].")
 @click.option("--rounds", type=click.IntRange(1), metavar="N", help=f"Rounds of a drain [default: {ROUNDS}].")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1),
+    metavar="N",
+    help=f"How long to keep up a load [default: {SECONDS:g}]; pressure lasts {SECONDS_FACTOR} times as long.",
+)
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the streams of keys.")
 @click.option("--part", "parts", type=click.Choice(list(PARTS)), multiple=True, help="Only this part; repeatable.")
 @click.option("--quick", is_flag=True, help=f"{QUICK_ENTRIES} entries, {QUICK_ROUNDS} round: less than a minute.")
@@ -52,6 +62,7 @@ def bench(
     database: str | None,
     entries: int | None,
     rounds: int | None,
+    seconds: float | None,
     seed: int,
     parts: Sequence[str],
     quick: bool,
@@ -75,7 +86,7 @@ def bench(
             entries=entries or (QUICK_ENTRIES if quick else ENTRIES),
             rounds=rounds or (QUICK_ROUNDS if quick else ROUNDS),
             seed=seed,
-            seconds=QUICK_SECONDS if quick else SECONDS,
+            seconds=seconds or (QUICK_SECONDS if quick else SECONDS),
         )
         about = surroundings(*_versions(plan))
         figures = _measure(plan, parts or list(PARTS), console)

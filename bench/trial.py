@@ -13,7 +13,7 @@ import redis
 import sqlalchemy as sa
 
 from writebehind.bench.workload import account_table, keys_of, record
-from writebehind.engine import WriteBehind
+from writebehind.engine import EngineSettings, WriteBehind
 from writebehind.engine.adapters.control_tables import control
 from writebehind.flushers.initialisation import initialise
 
@@ -91,14 +91,21 @@ class Trial:
 
 
 @contextmanager
-def trial(plan: Plan) -> Iterator[Trial]:
+def trial(plan: Plan, *more: sa.schema.SchemaItem, settings: EngineSettings | None = None) -> Iterator[Trial]:
     """Make a namespace and a table for the block.
+
+    Args:
+        plan: what with.
+        more: columns and constraints beyond the usual ones.
+        settings: of the engine, where not the usual ones.
 
     Repeat: each has a name of its own. Crash: namespace ``bench-...`` and table ``bench_...`` stay behind.
     """
     name = secrets.token_hex(4)
-    table = account_table(f"bench_{name}")
-    engine = WriteBehind(redis=plan.redis, database=plan.database, tables=[table], namespace=f"bench-{name}")
+    table = account_table(f"bench_{name}", *more)
+    engine = WriteBehind(
+        redis=plan.redis, database=plan.database, tables=[table], namespace=f"bench-{name}", settings=settings
+    )
     try:
         initialise(engine, create_tables=True)
         engine.start()

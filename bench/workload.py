@@ -15,8 +15,8 @@ ZIPF_EXPONENT = 1.1
 MADE_AT = datetime(2025, 1, 1, tzinfo=UTC)
 
 
-def account_table(name: str) -> sa.Table:
-    """Return a table with a whole number as its key and five columns of the usual kinds."""
+def account_table(name: str, *more: sa.schema.SchemaItem) -> sa.Table:
+    """Return a table with a whole number as its key, five columns of the usual kinds, and what else is given."""
     return sa.Table(
         name,
         sa.MetaData(),
@@ -26,6 +26,7 @@ def account_table(name: str) -> sa.Table:
         sa.Column("balance", sa.BigInteger, nullable=False),
         sa.Column("score", sa.Double, nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
+        *more,
     )
 
 

@@ -2,10 +2,21 @@
 
 import re
 from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import TypeVar
 
 from writebehind.engine.errors import ConfigurationError
 
-__all__ = ["FIELDS_MAX", "MEMBERS_MAX", "PAYLOAD_BYTES_MAX", "EngineSettings", "NamespaceSettings"]
+__all__ = [
+    "FIELDS_MAX",
+    "MEMBERS_MAX",
+    "PAYLOAD_BYTES_MAX",
+    "Backpressure",
+    "EngineSettings",
+    "NamespaceSettings",
+    "UnknownColumns",
+    "policy_of",
+]
 
 PAYLOAD_BYTES_MAX = 4 * 1024 * 1024
 """Longest payload that any writer may be set to write and that a reader looks at. A dead letter holds it whole, and
@@ -52,6 +63,18 @@ class NamespaceSettings:
         return {"partitions": str(self.partitions), "wire_version": str(WIRE_VERSION)}
 
 
+class Backpressure(Enum):
+    """What becomes of a write where a limit on what is not in SQL yet is reached.
+
+    BLOCK: it waits until there is room, then raises ``BacklogFull``. REJECT: it raises ``BacklogFull`` at once.
+    WRITE_THROUGH: it is accepted, and the call returns when SQL has it.
+    """
+
+    BLOCK = "block"
+    REJECT = "reject"
+    WRITE_THROUGH = "write_through"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineSettings:
     """What each process that writes or reads may tune.
@@ -68,6 +91,12 @@ class EngineSettings:
         record_ttl_seconds: how long a record stays in Redis after its last change is in SQL; None for ever.
         retained_seconds: how long accepted writes are kept in this process, to be written again where Redis loses them.
         retained_bytes_max: memory that these writes may take, roughly; 0 keeps none.
+        backlog_entries_max: limit of the entries of one partition that SQL does not have yet; None for none. A call
+            that comes below the limit is taken whole. Who was held is admitted again below half of the limit.
+        backlog_seconds_max: limit of the age of the oldest of them, by the writers' clocks and Redis's; None for none.
+        redis_memory_share_max: share of Redis's ``maxmemory`` from which on a partition has to be flushed before it
+            gets more; looked at once a second, and only where Redis evicts nothing (``noeviction``); None for none.
+        backpressure: what becomes of a write where one of these limits is reached, unless its table says otherwise.
 
     Raises:
         ConfigurationError: a value is not possible.
@@ -84,9 +113,15 @@ class EngineSettings:
     record_ttl_seconds: float | None = 3600.0
     retained_seconds: float = 30.0
     retained_bytes_max: int = 64 * 1024 * 1024
+    backlog_entries_max: int | None = 1_000_000
+    backlog_seconds_max: float | None = None
+    redis_memory_share_max: float | None = 0.9
+    backpressure: Backpressure = Backpressure.BLOCK
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
+            if name == "backpressure":
+                continue
             if value is not None and not (value >= 0 if name == "retained_bytes_max" else value > 0):
                 raise ConfigurationError(f"{name} is {value!r}", "give a positive number")
         if self.payload_bytes_max > PAYLOAD_BYTES_MAX:
@@ -94,3 +129,43 @@ class EngineSettings:
                 f"payload_bytes_max is {self.payload_bytes_max!r}",
                 f"give at most {PAYLOAD_BYTES_MAX}: readers take no more",
             )
+        if self.redis_memory_share_max is not None and self.redis_memory_share_max > 1:
+            raise ConfigurationError(
+                f"redis_memory_share_max is {self.redis_memory_share_max!r}", "give a share: 0.9 is nine tenths"
+            )
+        policy = policy_of(Backpressure, self.backpressure, "backpressure", "engine")
+        object.__setattr__(self, "backpressure", policy)
+
+
+class UnknownColumns(Enum):
+    """What a flusher does with a write that names a column which its declaration of the table does not have."""
+
+    HALT = "halt"
+    """Stop the partition there until a flusher comes that knows the column."""
+    IGNORE = "ignore"
+    """Write the other columns, and say so in the log: the value is lost."""
+    DEAD_LETTER = "dead-letter"
+    """Set the entry aside, and what comes after it for its key; other keys flow."""
+
+
+Policy = TypeVar("Policy", bound=Enum)
+
+
+def policy_of(kind: type[Policy], value: object, name: str, whose: str) -> Policy:
+    """Return a policy that may be given by its value.
+
+    Args:
+        kind: what it is one of.
+        value: the policy.
+        name: of the setting, for the message.
+        whose: who asks for it, for the message.
+
+    Raises:
+        ConfigurationError: there is no such policy.
+    """
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{whose}: {name} is {value!r}", f"give one of {', '.join(repr(each.value) for each in kind)}"
+        ) from error

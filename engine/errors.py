@@ -78,7 +78,17 @@ class ReadTimeout(TransientError):
 
 
 class BacklogFull(WriteBehindError):
-    """The limit on unflushed entries is reached. Nothing was written."""
+    """A limit on what is not in SQL yet is reached. Nothing was written.
+
+    Args:
+        message: what happened, with names and numbers.
+        hint: what the reader of the message can do about it.
+        retry_after_seconds: when there may be room again, by how fast the partition has been flushed of late.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message, hint)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class WriteOutcomeUnknown(WriteBehindError):

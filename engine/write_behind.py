@@ -18,35 +18,41 @@ from writebehind.engine.adapters.conditions import require_server
 from writebehind.engine.adapters.confirmer import Confirmer
 from writebehind.engine.adapters.declaration import DeclaredTable, declare
 from writebehind.engine.adapters.links import Links
+from writebehind.engine.adapters.memory import Memory
 from writebehind.engine.adapters.reader import Reader
 from writebehind.engine.adapters.rewriter import Rewriter
 from writebehind.engine.adapters.rows import Rows
 from writebehind.engine.adapters.shared import agree
 from writebehind.engine.adapters.watch import Watch
 from writebehind.engine.batches import AtomicGroup, Batch
-from writebehind.engine.config import EngineSettings, NamespaceSettings
+from writebehind.engine.config import Backpressure, EngineSettings, NamespaceSettings
+from writebehind.engine.core.appending import Call
 from writebehind.engine.core.composing import Composer, Draft, Entry
 from writebehind.engine.core.durability import Durability
 from writebehind.engine.core.keys import Keys
+from writebehind.engine.core.letters import DeadLetter
 from writebehind.engine.core.partitioning import partition_of
+from writebehind.engine.core.payload import decode
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.core.records import RecordPlan
-from writebehind.engine.core.retention import DataLoss, Ring
+from writebehind.engine.core.retention import Accepted, DataLoss, Ring
 from writebehind.engine.errors import (
     ConfigurationError,
     DataLossDetected,
     DurabilityTimeout,
     RedisUnavailable,
     WriteBehindError,
-    WriteOutcomeUnknown,
 )
 from writebehind.engine.receipts import Receipt
+from writebehind.engine.sending import send
 
 __all__ = ["WriteBehind"]
 
 logger = logging.getLogger(__name__)
 
 RECONCILE_PAUSE_SECONDS = 0.05
+
+HARSHEST_FIRST = (Backpressure.REJECT, Backpressure.BLOCK, Backpressure.WRITE_THROUGH)
 
 
 class WriteBehind:
@@ -66,6 +72,7 @@ class WriteBehind:
         settings: what this process may tune.
         on_data_loss: called with a ``DataLoss`` for each partition in which Redis has lost accepted writes of this
             process, also where they could be written again; by whichever thread finds out.
+        on_dead_letter: called with a ``DeadLetter`` for each entry that SQL refuses, by the flusher, in its process.
 
     Raises:
         ConfigurationError: something of this cannot work, with the reason.
@@ -82,6 +89,7 @@ class WriteBehind:
         durability: Durability = Durability.ACCEPTED,
         settings: EngineSettings | None = None,
         on_data_loss: Callable[[DataLoss], None] | None = None,
+        on_dead_letter: Callable[[DeadLetter], None] | None = None,
     ) -> None:
         self.settings = settings or EngineSettings()
         self.namespace_settings = NamespaceSettings(namespace=namespace, partitions=partitions)
@@ -101,15 +109,18 @@ class WriteBehind:
             name: frozenset(column.name for column in declared.entity.key) for name, declared in self.tables.items()
         }
         self._on_data_loss = on_data_loss
+        self._on_dead_letter = on_dead_letter
         self._rewriter = Rewriter(
             self.links, self.rows, self.keys, self._ring(), columns=key_columns, on_loss=self.tell_loss
         )
+        self._memory = Memory(self.links, self.settings.redis_memory_share_max)
         self._appender = Appender(
             self.links,
             self.keys,
-            self.settings.write_timeout_seconds,
-            self.settings.retry_search_entries_max,
-            self._rewriter,
+            self.settings,
+            rewriter=self._rewriter,
+            memory=self._memory,
+            policy_of=self._backpressure_of,
         )
         self._reader = Reader(
             self.links, self.rows, self.keys, self.settings.read_timeout_seconds, self._rewriter.meet_known
@@ -156,7 +167,7 @@ class WriteBehind:
                     for caveat in declared.caveats:
                         logger.warning("%s", caveat)
                 self._confirmer.require(self.durability)
-                self._watch = Watch(self._rewriter)
+                self._watch = Watch(self._rewriter, self._memory)
                 self._started = True
         return self
 
@@ -193,6 +204,8 @@ class WriteBehind:
         Raises:
             ValidationError: the record does not fit the table; nothing was written.
             RedisUnavailable: Redis cannot be reached or refuses; nothing was written.
+            BacklogFull: too much of the partition is not in SQL yet, and the policy is not to wait, or there was no
+                room in time; nothing was written.
             WriteOutcomeUnknown: the reply was lost and Redis could not be asked again in time.
             DurabilityTimeout: accepted, but not yet as durable as asked.
             ConfigurationError: the table is not declared, or the servers cannot give the level.
@@ -344,6 +357,8 @@ class WriteBehind:
         sent = Draft(partition).add(entry).call(appender.call_id())
         receipt = Receipt(self, partition)
         receipt.accepted(*appender.append(sent), sent.call_id)
+        if sent.through:
+            level = Durability.PERSISTED
         if level:
             receipt.wait(level, self.settings.write_timeout_seconds)
         return receipt
@@ -366,27 +381,9 @@ class WriteBehind:
         level = self.durability if durability is None else durability
         if level:
             self._confirmer.require(level)
-        queues = {partition: iter(listed) for partition, listed in drafts.items()}
-        unfilled = {partition: iter(listed) for partition, listed in receipts.items()}
-        failures: list[Exception] = []
-        while queues:
-            # One call of a partition at a time: a refused call must not be overtaken by the next one.
-            wave = [draft for queue in queues.values() if (draft := next(queue, None))]
-            calls = [draft.call(self._appender.call_id()) for draft in wave]
-            results = self._appender.append_all(calls)
-            queues = {
-                made.partition: queues[made.partition]
-                for made, result in zip(calls, results, strict=True)
-                if not isinstance(result, Exception)
-            }
-            for made, result in zip(calls, results, strict=True):
-                if isinstance(result, Exception):
-                    failures.append(result)
-                else:
-                    _fill(list(itertools.islice(unfilled[made.partition], made.entries)), result, made.call_id)
-        if failures:
-            accepted = sum(receipt.durability is not None for listed in receipts.values() for receipt in listed)
-            raise _failed(failures, accepted, sum(map(len, receipts.values())))
+        through = send(self._appender, drafts, receipts, self.settings.write_timeout_seconds)
+        if through:
+            self._confirm_all(through, Durability.PERSISTED)
         if level:
             self._confirm_all(receipts.values(), level)
 
@@ -398,6 +395,20 @@ class WriteBehind:
                 last.wait(level, max(0.0, deadline - time.monotonic()))
             for receipt in listed:
                 receipt.durability = max(receipt.durability or level, level)
+
+    def _backpressure_of(self, call: Call) -> Backpressure:
+        """Return what becomes of a call where a limit is reached.
+
+        Where a call has writes of several tables: REJECT goes before BLOCK, and that before WRITE_THROUGH.
+        """
+        own = {declared.backpressure for declared in self.tables.values()}
+        if own == {None}:
+            return self.settings.backpressure
+        names = {table for single in Accepted(call, b"0-0", 0.0).singles() for _, table, _, _ in decode(single.payload)}
+        # What is about a dead letter may name a table that is not declared, or none.
+        chosen = {self.tables[name].backpressure if name in self.tables else None for name in names}
+        policies = {policy or self.settings.backpressure for policy in chosen}
+        return next(each for each in HARSHEST_FIRST if each in policies)
 
     def confirm(
         self, partition: int, entry_id: EntryID, identity: bytes, durability: Durability, timeout: float
@@ -435,6 +446,15 @@ class WriteBehind:
                 # The application's own error must not fail the write or the flush that happened to find the loss.
                 logger.exception("on_data_loss raised")
 
+    def tell_dead_letter(self, letter: DeadLetter) -> None:
+        """Call the application's ``on_dead_letter``; used by the flusher that has set an entry aside."""
+        if self._on_dead_letter is not None:
+            try:
+                self._on_dead_letter(letter)
+            except Exception:
+                # The application's own error must not stop the flusher.
+                logger.exception("on_dead_letter raised")
+
     def _reconcile(self, partition: int) -> None:
         try:
             self._rewriter.reconcile(partition)
@@ -453,29 +473,6 @@ class WriteBehind:
         self.database.dispose(close=False)
 
 
-def _failed(failures: Sequence[Exception], accepted: int, total: int) -> Exception:
-    """Return the failure that says the least, with what became of the others: part of a batch may be accepted."""
-    worst = next((error for error in failures if isinstance(error, WriteOutcomeUnknown)), failures[0])
-    if accepted == 0 or not isinstance(worst, WriteBehindError):
-        return worst
-    unknown = " and others unknown" if isinstance(worst, WriteOutcomeUnknown) else ""
-    message = f"{accepted} of {total} writes of a batch are accepted{unknown}: {worst.message}"
-    error = type(worst)(message, "those accepted have a receipt with an entry_id; do not repeat them")
-    error.__cause__ = worst
-    return error
-
-
-def _fill(receipts: Sequence[Receipt], result: tuple[bytes, bytes], call_id: str) -> None:
-    raw_id, identity = result
-    if len(receipts) == 1:
-        receipts[0].accepted(raw_id, identity, call_id)
-        return
-    epoch, _, last = raw_id.partition(b"-")
-    first = int(last) - len(receipts) + 1
-    for number, receipt in enumerate(receipts):
-        receipt.accepted(b"%b-%d" % (epoch, first + number), identity, f"{call_id}.{number + 1}")
-
-
 def _engine_of(database: str | sa.URL | sa.Engine) -> sa.Engine:
     if isinstance(database, sa.Engine):
         # The same engine and pool, whose errors do not quote the values of rows.
@@ -483,7 +480,8 @@ def _engine_of(database: str | sa.URL | sa.Engine) -> sa.Engine:
         hiding.hide_parameters = True
         return hiding
     try:
-        return sa.create_engine(database, hide_parameters=True)
+        # A connection that ended while it was idle, with its server, is replaced before it is used.
+        return sa.create_engine(database, hide_parameters=True, pool_pre_ping=True)
     except ImportError as error:
         raise ConfigurationError(
             f"the database URL needs a driver that is not installed: {error.name}", "pip install it"

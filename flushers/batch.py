@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from writebehind.engine.adapters.log import RawEntry
 from writebehind.engine.core.coalescing import Changes
 from writebehind.engine.core.positions import EntryID
+from writebehind.flushers.suspect import Suspect
 
 __all__ = ["Batch", "Crossing", "Segment"]
 
@@ -38,6 +40,10 @@ class Segment:
         lost: entries that should be in it and are not in the log.
         at_least: whether more may be missing, because the lineage does not tell.
         rewritten: originals of its entries that were written again.
+        parked: its entries that wait behind a dead letter.
+        superseded: places of the dead letters that its entries make meaningless.
+        passed_over: how many of its entries SQL has by other ones.
+        pieces: its entries as they were read, each piece with the place that its first one would get as a dead letter.
         oldest_ms: when its first entry was made, on the writer's clock.
     """
 
@@ -50,6 +56,10 @@ class Segment:
     lost: int = 0
     at_least: bool = False
     rewritten: Sequence[EntryID] = ()
+    parked: Sequence[Suspect] = ()
+    superseded: Sequence[int] = ()
+    passed_over: int = 0
+    pieces: Sequence[tuple[int, Sequence[RawEntry]]] = ()
     oldest_ms: int = 0
 
 

@@ -3,8 +3,8 @@
 ``writebehind --app module:attribute COMMAND``, or without any code of your own
 ``writebehind --redis URL --database URL --table NAME COMMAND``.
 
-Exit codes: 0 done; 1 an error, which is named; 2 wrong usage, or a drain that ran out of time; 3 something is
-halted or lost; 4 a diagnosis of warnings and unknowns only.
+Exit codes: 0 done; 1 an error, which is named, or a replay that SQL refused again; 2 wrong usage, or time ran out; 3
+something is halted or lost; 4 a diagnosis of warnings and unknowns only.
 """
 
 import importlib
@@ -25,7 +25,7 @@ from writebehind.engine.errors import ConfigurationError, WriteBehindError
 from writebehind.flushers.config import FlusherSettings
 
 if TYPE_CHECKING:
-    from writebehind.flushers.inspection import LossStatus
+    from writebehind.flushers.inspection import LossStatus, Status
 
 __all__ = ["main"]
 
@@ -34,6 +34,7 @@ LOSSES_SHOWN = 10
 LAZY = {
     "acl": "writebehind.flushers.commands.acl:acl",
     "bench": "writebehind.bench.cli:bench",
+    "dead-letters": "writebehind.flushers.commands.dead_letters:dead_letters",
     "demo": "writebehind.examples.flights.cli:demo",
     "drill": "writebehind.drills.cli:drill",
     "doctor": "writebehind.flushers.commands.doctor:doctor",
@@ -168,10 +169,14 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ("batch_entries_max", "Entries of one batch."),
         ("lease_ttl_seconds", "After this long a dead flusher's work is taken over."),
         ("retention_seconds", "How long flushed entries stay in the log."),
+        ("rows_per_second_max", "SQL operations of one flusher process [default: as many as it can]."),
+        ("concurrent_batches_max", "Flushers that serve at a time; others stand by [default: all serve]."),
+        ("commit_seconds_target", "A batch that takes longer to commit is followed by smaller ones."),
     ):
         value = getattr(defaults, name)
+        kind = {"rows_per_second_max": float, "concurrent_batches_max": int}.get(name, type(value))
         command = click.option(
-            f"--{name.replace('_', '-')}", type=type(value), default=value, show_default=True, help=help_text
+            f"--{name.replace('_', '-')}", type=kind, default=value, show_default=value is not None, help=help_text
         )(command)
     return command
 
@@ -212,10 +217,18 @@ def status(app: WriteBehind, *, as_json: bool) -> None:
             )
         for row in found.halted:
             click.echo(f"partition {row.partition} HALTED: {row.halted}")
+        _print_letters(found)
+        for row in found.pressed:
+            click.echo(f"partition {row.partition} UNDER PRESSURE: writes are held (limit on {row.pressure})")
         for loss in found.losses[:LOSSES_SHOWN]:
             click.echo(_sentence(loss))
     if found.halted or found.lost_entries:
         sys.exit(3)
+
+
+def _print_letters(found: "Status") -> None:
+    for table, count in found.dead_letters.items():
+        click.echo(f"dead letters of {table or 'no known table'}: {count}; see 'dead-letters list'")
 
 
 def _sentence(loss: "LossStatus") -> str:
@@ -246,6 +259,7 @@ def drain(app: WriteBehind, *, timeout: float | None, as_json: bool, **tuned: An
         click.echo("drained" if last.backlog == 0 else f"{last.backlog} entries remain")
         for row in last.halted:
             click.echo(f"partition {row.partition} HALTED: {row.halted}")
+        _print_letters(last)
     if last.backlog:
         sys.exit(2)
 

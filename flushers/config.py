@@ -6,6 +6,8 @@ from writebehind.engine.errors import ConfigurationError
 
 __all__ = ["FlusherSettings"]
 
+MAY_BE_ZERO = frozenset({"linger_seconds", "retention_seconds", "foreign_key_seconds"})
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlusherSettings:
@@ -16,9 +18,17 @@ class FlusherSettings:
         batch_entries_max: entries of one batch, over all partitions of its transaction.
         batch_bytes_max: payload bytes of one batch, approximately.
         lease_ttl_seconds: after this long without renewal another flusher may take the partition over.
-        retention_seconds: how long flushed entries stay in the log, for replay after a rollback of SQL.
+        retention_seconds: how long flushed entries stay in the log, for replay after a rollback of SQL; not at all
+            while Redis is short of memory (``EngineSettings.redis_memory_share_max``).
         retry_seconds_max: longest pause between two tries while the database is away.
         halt_retry_seconds: how often a halted partition is tried again.
+        foreign_key_seconds: how long an entry whose parent is missing is tried again before it is left to an operator.
+        rows_per_second_max: SQL operations of this flusher; None for as many as it can. Several flushers share a
+            database's load: give each its part.
+        concurrent_batches_max: flushers of the namespace that serve at a time, each with one batch under way; others
+            stand by, and take the place of one that ends. The same for all of them; None for no limit.
+        commit_seconds_target: a batch that takes longer than this from its beginning to its commit is followed by
+            smaller ones.
 
     Raises:
         ConfigurationError: a value is not possible.
@@ -31,10 +41,14 @@ class FlusherSettings:
     retention_seconds: float = 60.0
     retry_seconds_max: float = 5.0
     halt_retry_seconds: float = 5.0
+    foreign_key_seconds: float = 60.0
+    rows_per_second_max: float | None = None
+    concurrent_batches_max: int | None = None
+    commit_seconds_target: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not (value >= 0 if name in {"linger_seconds", "retention_seconds"} else value > 0):
+            if value is not None and not (value >= 0 if name in MAY_BE_ZERO else value > 0):
                 raise ConfigurationError(f"{name} is {value!r}", "give a positive number")
         if self.lease_ttl_seconds < 1:
             raise ConfigurationError(

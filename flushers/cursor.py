@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from writebehind.engine.core.positions import ORIGIN, EntryID
+from writebehind.flushers.quarantine import Quarantine
 
 __all__ = ["Cursor"]
 
@@ -25,6 +26,9 @@ class Cursor:
         ended: by earlier epoch, the sequence of the last entry of it that SQL has, once everything read is committed.
         rewritten: lost entries that were applied where they were written again.
         rewriting: those of them that were read and are not committed yet.
+        quarantine: the dead letters that SQL has.
+        ahead: what they will be once everything read so far is committed.
+        next_place: of the next dead letter.
         replay_until: entries up to this one are read by position, because they were delivered before.
         stale: the log is not what it was; it has to be taken over again.
         halted: why it is not flushed, or None.
@@ -32,6 +36,7 @@ class Cursor:
         milestones: pairs of the time of a commit and its offset, for trimming after the retention.
         trimmed_at: when it was trimmed last, on the monotonic clock.
         seen_ms: when the last entry committed was made, on the writer's clock.
+        unpublished: Redis was seen to tell another offset than SQL's.
     """
 
     number: int
@@ -45,6 +50,9 @@ class Cursor:
     ended: dict[int, int] = field(default_factory=dict)
     rewritten: set[EntryID] = field(default_factory=set)
     rewriting: set[EntryID] = field(default_factory=set)
+    quarantine: Quarantine = field(default_factory=Quarantine)
+    ahead: Quarantine = field(default_factory=Quarantine)
+    next_place: int = 0
     replay_until: EntryID | None = None
     stale: bool = True
     halted: str | None = None
@@ -52,6 +60,7 @@ class Cursor:
     milestones: deque[tuple[float, EntryID]] = field(default_factory=deque)
     trimmed_at: float = 0.0
     seen_ms: int = 0
+    unpublished: bool = False
 
     def rewind(self) -> None:
         """Go back to what is committed: what was read ahead was delivered, and is read again by position."""
@@ -61,6 +70,7 @@ class Cursor:
             self.replay_until = self.position if self.replay_until is None else max(self.position, self.replay_until)
             self.position = self.base
         self.rewriting.clear()
+        self.ahead = self.quarantine.copy()
         self.expected = self.committed
 
     def advance(self, end: EntryID, rewritten: Iterable[EntryID]) -> None:
@@ -80,6 +90,7 @@ class Cursor:
         self.replay_until = replay_until
         self.ended = {applied.epoch: applied.sequence for applied in self.earlier.values()}
         self.rewriting.clear()
+        self.ahead = self.quarantine.copy()
         self.stale = False
 
     def has(self, entry_id: EntryID) -> bool:

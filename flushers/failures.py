@@ -51,6 +51,7 @@ _SQLSTATES: Final = {
     "57P02": Failure.TRANSIENT,  # crash_shutdown
     "57P03": Failure.TRANSIENT,  # cannot_connect_now
     "57P05": Failure.TRANSIENT,  # idle_session_timeout
+    "P0001": Failure.POISON,  # raise_exception: a trigger of the user's
     "21000": Failure.POISON,  # cardinality_violation: two rows of the batch are one for the database
 }
 """Source: appendix A of the PostgreSQL manual."""
@@ -78,6 +79,8 @@ _MYSQL: Final = {
     Failure.POISON: (
         # NULL, duplicate key, CHECK (MySQL, MariaDB), packet too large.
         *(1048, 1022, 1062, 1169, 1586, 3819, 4025, 1153),
+        # SIGNAL: a trigger of the user's.
+        1644,
         # Out of range, cut, of another form, of another character set.
         *(1264, 1265, 1292, 1300, 1366, 1367, 1406, 1411, 1441, 1690, 3140, 3141),
     ),

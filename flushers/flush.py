@@ -12,19 +12,21 @@ Invariants:
 
 ::
 
-    begin --> fence --MOVED--> write --> commit --> acknowledge
+    begin --> fence --MOVED--> write --> set aside what was refused --> commit --> acknowledge
                 |--ALREADY (an earlier attempt was committed)--> roll back --> acknowledge
                 '--LOST (another holder, or SQL was rolled back)--> roll back --> LeaseLost
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from writebehind.engine.errors import LeaseLost
 from writebehind.flushers.batch import Batch
+from writebehind.flushers.quarantine import Quarantine
+from writebehind.flushers.sifting import Attempt, Outcome, Record, Refusal, sift
 
-__all__ = ["Acknowledge", "Begin", "Commit", "Effect", "Fence", "Fenced", "RollBack", "Write", "flush"]
+__all__ = ["Acknowledge", "Begin", "Commit", "Effect", "Fence", "Fenced", "Reply", "RollBack", "Write", "flush"]
 
 
 class Fenced(Enum):
@@ -49,7 +51,7 @@ class Fence:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Write the rows."""
+    """Write the rows. Reply: the entries that must be looked at apart, because constraints refuse their rows."""
 
     batch: Batch
 
@@ -71,11 +73,14 @@ class Acknowledge:
     batch: Batch
 
 
-Effect = Begin | Fence | Write | Commit | RollBack | Acknowledge
+Effect = Begin | Fence | Write | Attempt | Record | Commit | RollBack | Acknowledge
+Reply = Fenced | Sequence[Refusal] | Exception | None
 
 
-def flush(batch: Batch) -> Generator[Effect, Fenced | None, None]:
-    """Flush a batch.
+def flush(batch: Batch) -> Generator[Effect, Reply, dict[int, Outcome] | None]:
+    """Flush a batch; return by partition what became of entries that constraints refuse.
+
+    None says that an earlier attempt was committed, so that only SQL knows.
 
     Durability: on return SQL has committed it. Repeat: finds it committed and does nothing more.
     Crash: before the commit nothing is in SQL, after it everything; the next holder finds out which.
@@ -85,8 +90,15 @@ def flush(batch: Batch) -> Generator[Effect, Fenced | None, None]:
     """
     yield Begin()
     fenced = yield Fence(batch)
+    outcomes: dict[int, Outcome] = {}
     if fenced is Fenced.MOVED:
-        yield Write(batch)
+        refusals = yield Write(batch)
+        for refusal in refusals if isinstance(refusals, Sequence) else ():
+            outcome = outcomes[refusal.segment.partition] = Outcome()
+            for key, line in refusal.lines.items():
+                # One entry alone is what the constraint has judged; of several, it may be the last one's fault only.
+                yield from sift(line, Quarantine(), outcome, refusal.reasons[key] if len(line) == 1 else None)
+            yield Record(refusal.segment, outcome)
         yield Commit()
     else:
         yield RollBack()
@@ -94,3 +106,4 @@ def flush(batch: Batch) -> Generator[Effect, Fenced | None, None]:
             numbers = ", ".join(str(segment.partition) for segment in batch.segments)
             raise LeaseLost(f"partitions {numbers} have another holder or another offset", "they are taken over anew")
     yield Acknowledge(batch)
+    return outcomes if fenced is Fenced.MOVED else None

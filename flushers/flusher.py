@@ -16,7 +16,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import assert_never
@@ -28,19 +28,30 @@ from writebehind.engine import WriteBehind
 from writebehind.engine.adapters.database_facts import require_transactions
 from writebehind.engine.adapters.links import Links
 from writebehind.engine.adapters.log import Log
+from writebehind.engine.adapters.memory import Memory
+from writebehind.engine.core.coalescing import Changes
+from writebehind.engine.core.letters import DeadLetter
+from writebehind.engine.core.payload import Op
 from writebehind.engine.core.positions import ORIGIN, EntryID
 from writebehind.engine.core.retention import DataLoss
 from writebehind.engine.errors import ConfigurationError, LeaseLost, RedisUnavailable, TransientError
+from writebehind.flushers import isolation
 from writebehind.flushers.batch import Batch, Segment
 from writebehind.flushers.config import FlusherSettings
 from writebehind.flushers.cursor import Cursor
 from writebehind.flushers.failures import Failure, classify, describe
-from writebehind.flushers.flush import Acknowledge, Begin, Commit, Effect, Fence, Fenced, RollBack, Write, flush
+from writebehind.flushers.flush import Acknowledge, Begin, Commit, Effect, Fence, Reply, RollBack, Write, flush
 from writebehind.flushers.garbage import collected_rarely
-from writebehind.flushers.intake import EntryFailed, Intake
+from writebehind.flushers.intake import EntryFailed, Intake, refusals
+from writebehind.flushers.isolation import isolate
 from writebehind.flushers.leases import Lease, Leases
+from writebehind.flushers.letters import Letters, told
+from writebehind.flushers.pacing import Pacing
+from writebehind.flushers.quarantine import Letter
 from writebehind.flushers.sessions import flusher_engine
 from writebehind.flushers.settlement import Settlement
+from writebehind.flushers.sifting import Attempt, Outcome, Record
+from writebehind.flushers.suspect import Suspect
 from writebehind.flushers.transaction import Transaction
 from writebehind.recovery.reclaim import reclaim
 
@@ -49,6 +60,9 @@ __all__ = ["Flusher", "holder_name"]
 logger = logging.getLogger(__name__)
 
 PASSING = frozenset({Failure.TRANSIENT, Failure.UNKNOWN})
+REFUSING = frozenset({Failure.POISON, Failure.FOREIGN_KEY})
+ISOLATED_ENTRIES_MAX = 1000
+RETRIED_LETTERS_MAX = 200
 FOREIGN_KEY_RETRY_SECONDS = 0.5
 IDLE_BLOCK_MS = 200
 DRAIN_BLOCK_MS = 10
@@ -104,15 +118,23 @@ class Flusher:
         self._log = Log(self._links, app.keys, self.holder)
         self._engine = flusher_engine(app.database, self.settings.lease_ttl_seconds, self.holder)
         namespace = app.namespace_settings.namespace
-        self._leases = Leases(self._engine, namespace, self.holder, self.settings.lease_ttl_seconds)
+        self._letters = Letters(namespace, self.settings.foreign_key_seconds)
+        self._leases = Leases(self._engine, namespace, self.holder, self.settings.lease_ttl_seconds, self._letters)
         self._transaction = Transaction(
-            self._engine, namespace, app.tables, self.settings.lease_ttl_seconds, holder=self.holder
+            self._engine,
+            namespace,
+            app.tables,
+            self.settings.lease_ttl_seconds,
+            holder=self.holder,
+            letters=self._letters,
         )
         self._intake = Intake(self._log, app.tables, self.settings.batch_bytes_max)
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="writebehind-intake")
         self._settlement = Settlement(
             self._log, app.keys, app.settings.record_ttl_seconds, self.settings.retention_seconds
         )
+        self._memory = Memory(self._links, app.settings.redis_memory_share_max)
+        self._pacing = Pacing(self.settings, time.monotonic())
         self._committing = False
         self._redis_lost = False
         self._tended_at = float("-inf")
@@ -140,6 +162,7 @@ class Flusher:
                 if upcoming is None:
                     self._collect_settled(everything=True)
                     self._tend()
+                    self._retry_letters()
                     if until is not None and until():
                         return
                     upcoming = self._reading.submit(self._read)
@@ -159,16 +182,20 @@ class Flusher:
         if not cursors:
             self.stopping.wait(IDLE_SECONDS)
             return None
-        settings = self.settings
+        settings, entries_max = self.settings, self._pacing.entries_max
         # Who drains wants to be told that there is no more, rather than to wait for it.
         block_ms = IDLE_BLOCK_MS if self._member else DRAIN_BLOCK_MS
-        batch = self._intake.read(cursors, settings.batch_entries_max, block_ms)
-        lingers = self._member and settings.linger_seconds > 0
-        if batch is None or batch.changes.entries * 2 > settings.batch_entries_max or not lingers:
-            return batch
-        # Few entries: what arrives within the linger joins them, for one commit instead of many.
-        self.stopping.wait(settings.linger_seconds)
-        return self._intake.read_more(batch, cursors, settings.batch_entries_max)
+        batch = self._intake.read(cursors, entries_max, block_ms)
+        if batch is None:
+            return None
+        if self._member and settings.linger_seconds > 0 and batch.changes.entries * 2 <= entries_max:
+            # Few entries: what arrives within the linger joins them, for one commit instead of many.
+            self.stopping.wait(settings.linger_seconds)
+            batch = self._intake.read_more(batch, cursors, entries_max)
+        pause_seconds = self._pacing.wait_seconds(len(batch.changes), time.monotonic())
+        if pause_seconds:
+            self.stopping.wait(pause_seconds)
+        return batch
 
     def _collect(self, upcoming: "Future[Batch | None]") -> Batch | None:
         try:
@@ -182,17 +209,50 @@ class Flusher:
 
     def _commit(self, batch: Batch, upcoming: "Future[Batch | None] | None") -> "Future[Batch | None] | None":
         """Commit a batch; return the batch being read meanwhile unless it has to be read again."""
-        error = self._try(batch)
-        if error is None:
-            return upcoming
-        self._abandon(upcoming)
+        try:
+            outcomes = self._retrying(self._attempt, batch)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is isolated, or halts and says so
+            self._abandon(upcoming)
+            self._fail(batch, error)
+            return None
+        self._note(batch)
+        if outcomes is None:
+            # Committed by an attempt whose answer was lost: which letters it made, only SQL knows.
+            self._abandon(upcoming)
+            for segment in batch.segments:
+                self.cursors.pop(segment.partition, None)
+            return None
+        if outcomes and upcoming is not None and self._overtakes(upcoming, outcomes):
+            self._abandon(upcoming)
+            upcoming = None
+        for partition, outcome in outcomes.items():
+            if partition in self.cursors:
+                self._note_letters(self.cursors[partition], outcome)
+        return upcoming
+
+    def _fail(self, batch: Batch, error: Exception) -> None:
+        """Do what a batch's failure calls for; everything is read again afterwards."""
         self._drop_lost(batch, error)
-        if not (self._passes(error) or isinstance(error, LeaseLost)):
+        if classify(error, committing=False) is Failure.TIMEOUT and self._pacing.timed_out(batch.changes.entries):
+            logger.warning("%s; batches of %d entries from now on", describe(error), self._pacing.entries_max)
+        elif not (self._passes(error) or isinstance(error, LeaseLost)):
             logger.warning("a batch of %d entries failed: %s", batch.changes.entries, describe(error))
             for segment in batch.segments:
                 if segment.partition in self.cursors:
                     self._isolate(self.cursors[segment.partition], len(segment.ids))
-        return None
+
+    def _overtakes(self, upcoming: "Future[Batch | None]", outcomes: Mapping[int, Outcome]) -> bool:
+        """Tell whether the batch read meanwhile has entries that have to wait now; it is read to its end then."""
+        if upcoming.exception() is not None:
+            return True
+        batch = upcoming.result()
+        return batch is not None and any(
+            key in batch.changes.tables[table].versions.get(partition, ())
+            for partition, outcome in outcomes.items()
+            for suspect in [*outcome.parked, *(suspect for suspect, _ in outcome.refused)]
+            for table, key in suspect.keys
+            if table in batch.changes.tables
+        )
 
     def _abandon(self, upcoming: "Future[Batch | None] | None") -> None:
         """Wait for the batch being read and throw it away, also where reading it failed."""
@@ -216,19 +276,22 @@ class Flusher:
 
     # One batch
 
-    def _attempt(self, batch: Batch) -> None:
+    def _attempt(self, batch: Batch) -> dict[int, Outcome] | None:
         protocol = flush(batch)
+        begun = time.monotonic()
         try:
             effect = next(protocol)
             while True:
                 effect = protocol.send(self.perform(effect))
-        except StopIteration:
-            return
+        except StopIteration as stop:
+            self._pacing.committed(batch.changes.entries, time.monotonic() - begun)
+            outcomes: dict[int, Outcome] | None = stop.value
+            return outcomes
         except BaseException:
             self._transaction.roll_back()
             raise
 
-    def perform(self, effect: Effect) -> Fenced | None:
+    def perform(self, effect: Effect) -> Reply:
         """Do one effect of the flush protocol."""
         self._committing = False
         match effect:
@@ -237,7 +300,11 @@ class Flusher:
             case Fence(batch):
                 return self._transaction.fence(batch.segments)
             case Write(batch):
-                self._transaction.write(batch)
+                return refusals(batch, self._transaction.write(batch))
+            case Attempt(suspects):
+                return self._try_some(suspects)
+            case Record(segment, outcome):
+                self._transaction.record(segment.partition, outcome, self.cursors[segment.partition].quarantine)
             case Commit():
                 self._committing = True
                 self._transaction.commit()
@@ -247,6 +314,23 @@ class Flusher:
                 self._settlement.submit(batch, self.cursors)
             case _:
                 assert_never(effect)
+        return None
+
+    def _try_some(self, suspects: Sequence[Suspect]) -> Exception | None:
+        """Write entries in a savepoint; return why SQL refuses one of them."""
+        error = self._try_changes(self._intake.merged(suspects))
+        if error is not None and len(suspects) == 1 and len(suspects[0].mutations or ()) > 1:
+            # A group whose members only work in their order: a unique value that one frees and the next one takes.
+            error = self._try_changes(self._intake.stepwise(suspects[0]))
+        return error
+
+    def _try_changes(self, steps: Sequence[Changes]) -> Exception | None:
+        try:
+            self._transaction.attempt(steps)
+        except Exception as error:
+            if classify(error, committing=False) not in REFUSING:
+                raise
+            return error
         return None
 
     def _collect_settled(self, *, everything: bool) -> None:
@@ -264,6 +348,9 @@ class Flusher:
             if cursor is None:
                 continue
             cursor.advance(segment.end, segment.rewritten)
+            cursor.quarantine.remove(segment.superseded)
+            for suspect in segment.parked:
+                cursor.quarantine.add(suspect.place, Letter(suspect.keys))
             cursor.seen_ms = segment.oldest_ms
             if segment.crossings:
                 # Numbers of another epoch must not trim this one.
@@ -306,31 +393,27 @@ class Flusher:
     # Trouble
 
     def _isolate(self, cursor: Cursor, entries: int) -> None:
-        """Flush one partition's next entries alone, in ever smaller batches, and halt at the one to blame.
+        """Flush one partition's next entries alone, setting aside those that SQL refuses.
 
-        Where they all pass now, nothing was to blame: what failed was their combination with others.
+        What is no entry's fault, a missing table, say, is found in ever smaller batches, and halts the partition there.
         """
-        limit = max(1, entries // 2)
+        limit = min(entries, ISOLATED_ENTRIES_MAX)
+        condemned: Exception | None = None
         while entries > 0 and not self.stopping.is_set() and cursor.number in self.cursors:
             self._collect_settled(everything=True)
             if cursor.stale and not (self._take_over(cursor) and cursor.number in self.cursors):
                 return
             try:
-                batch = self._intake.read([cursor], limit, 0)
-            except EntryFailed as failed:
-                self._rewind()
-                if not failed.readable:
-                    self._halt(cursor, failed.entry_id, failed.error)
-                    return
-                limit = failed.readable
-                continue
+                read = self._intake.read_raw(cursor, limit)
             except RedisUnavailable as unavailable:
                 self._lose_redis(unavailable)
                 return
-            if batch is None:
+            if read is None:
                 return
+            batch, suspects = read
             segment = batch.segments[0]
-            error = self._try(batch)
+            error = self._try_apart(cursor, batch, suspects, condemned)
+            condemned = None
             if error is None:
                 entries -= len(segment.ids)
                 continue
@@ -338,19 +421,119 @@ class Flusher:
             self._drop_lost(batch, error)
             if self._passes(error) or cursor.number not in self.cursors:
                 return
-            if len(segment.ids) <= 1:
-                self._halt(cursor, segment.ids[0].decode() if segment.ids else str(segment.end), error)
+            if len(segment.ids) > 1:
+                limit = len(segment.ids) // 2
+            elif classify(error, committing=False) in REFUSING:
+                # Only the end of the transaction has shown it.
+                condemned = error
+            else:
+                self._halt(cursor, segment.ids[0].decode(), error)
                 return
-            limit = len(segment.ids) // 2
 
-    def _try(self, batch: Batch) -> Exception | None:
-        """Commit a batch, retrying what passes; return what else went wrong."""
+    def _try_apart(
+        self, cursor: Cursor, batch: Batch, suspects: Sequence[Suspect], condemned: Exception | None
+    ) -> Exception | None:
+        """Commit what can be of one partition's entries, retrying what passes; return what else went wrong."""
         try:
-            self._retrying(self._attempt, batch)
+            outcome = self._retrying(self._attempt_apart, cursor, batch, suspects, condemned)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller isolates it, halts and says so
             return error
+        for suspect in [*outcome.applied, *(each for each in suspects if each.control is not None)]:
+            batch.changes.pass_over(suspect.mutations or (), suspect.entry_id)
         self._note(batch)
+        self._note_letters(cursor, outcome)
+        self._settlement.submit(batch, self.cursors)
         return None
+
+    def _attempt_apart(
+        self, cursor: Cursor, batch: Batch, suspects: Sequence[Suspect], condemned: Exception | None
+    ) -> Outcome:
+        discarded: list[int] = []
+        control = suspects[0].control if len(suspects) == 1 else None
+        if control is not None:
+            op, place, corrections = control
+            suspects = self._chain(cursor, [place])
+            for suspect in suspects:
+                if suspect.place == place:
+                    suspect.correct(corrections)
+            if op == Op.DISCARD:
+                discarded = [suspect.place for suspect in suspects if suspect.place == place]
+                # What waited for it may go on; what SQL has refused is another decision.
+                suspects = [suspect for suspect in suspects if suspect.place > place and not suspect.attempts]
+        protocol = isolate(batch.segments[0], suspects, cursor.quarantine, discarded=discarded, condemned=condemned)
+        try:
+            effect = next(protocol)
+            while True:
+                effect = protocol.send(self._perform_apart(effect))
+        except StopIteration as stop:
+            outcome: Outcome = stop.value
+            return outcome
+        except BaseException:
+            self._transaction.roll_back()
+            raise
+
+    def _perform_apart(self, effect: isolation.Effect) -> isolation.Reply:
+        match effect:
+            case isolation.Begin():
+                self._transaction.begin()
+                self._transaction.check_at_once()
+            case isolation.Fence(segment):
+                return self._transaction.fence([segment])
+            case Attempt() | Record() | Commit() | RollBack():
+                reply = self.perform(effect)
+                return reply if isinstance(reply, Exception) else None
+            case _:
+                assert_never(effect)
+        return None
+
+    def _chain(self, cursor: Cursor, places: Iterable[int]) -> list[Suspect]:
+        """Read the letters that are tied to some, in their order; those that are gone are left out."""
+        known = cursor.quarantine
+        chain = {each for place in places if place in known.letters for each in known.chain(place)}
+        if not chain:
+            return []
+        with self._engine.connect() as connection:
+            return self._letters.read(connection, cursor.number, chain)
+
+    def _note_letters(self, cursor: Cursor, outcome: Outcome) -> None:
+        """Remember what SQL has now, and tell of what nobody tries again by himself."""
+        now = time.monotonic()
+        changed = {suspect.place: Letter(suspect.keys) for suspect in outcome.parked if not suspect.letter}
+        for suspect, error in outcome.refused:
+            known = cursor.quarantine.letters.get(suspect.place)
+            until = now + self.settings.foreign_key_seconds if known is None else known.retry_until
+            retries = classify(error, committing=False) is Failure.FOREIGN_KEY and now < until
+            pause = FOREIGN_KEY_RETRY_SECONDS * min(10, 1 + suspect.attempts / 4)
+            changed[suspect.place] = Letter(suspect.keys, now + pause, until) if retries else Letter(suspect.keys)
+            if not retries:
+                self._tell_letter(told(cursor.number, suspect, error))
+        for quarantine in (cursor.quarantine, cursor.ahead):
+            quarantine.remove(outcome.gone)
+            for place, letter in changed.items():
+                quarantine.add(place, letter)
+
+    def _tell_letter(self, letter: DeadLetter) -> None:
+        logger.error(
+            "DEAD LETTER %d-%d: SQL refuses entry %s of %s; it is set aside, and later ones of its key wait: %s",
+            letter.partition, letter.place, letter.entry_id, letter.table or "an unknown table", letter.error,
+        )  # fmt: skip
+        self._app.tell_dead_letter(letter)
+
+    def _retry_letters(self) -> None:
+        """Try entries again whose parents were missing."""
+        for cursor in list(self.cursors.values()):
+            due = cursor.quarantine.due(time.monotonic())[:RETRIED_LETTERS_MAX]
+            if not due or cursor.stale or cursor.halted is not None:
+                continue
+            here = cursor.committed
+            segment = Segment(partition=cursor.number, token=cursor.token, start=here, end=here, ids=[])
+            batch = Batch(segments=[segment], changes=self._intake.blank(cursor.number))
+            error = self._try_apart(cursor, batch, self._chain(cursor, due), None)
+            if error is not None:
+                self._drop_lost(batch, error)
+                logger.warning("partition %d: dead letters: %s; trying again", cursor.number, describe(error))
+                for place in due:
+                    cursor.quarantine.postpone(place, time.monotonic() + self.settings.halt_retry_seconds)
 
     def _drop_lost(self, batch: Batch, error: Exception) -> None:
         if isinstance(error, LeaseLost):
@@ -359,8 +542,7 @@ class Flusher:
                 self.cursors.pop(segment.partition, None)
 
     def _halt(self, cursor: Cursor, entry_id: str, error: Exception) -> None:
-        failure = classify(error, committing=False)
-        pause = FOREIGN_KEY_RETRY_SECONDS if failure is Failure.FOREIGN_KEY else self.settings.halt_retry_seconds
+        pause = self.settings.halt_retry_seconds
         reason = f"entry {entry_id}: {describe(error)}"
         cursor.retry_at = time.monotonic() + pause
         if cursor.halted != reason:
@@ -406,7 +588,7 @@ class Flusher:
             if self._tended_at == float("-inf"):
                 self._require_database(total)
             self._drop_taken(self._leases.held())
-            share = self._leases.share(members, total) if self._member else total
+            share = self._share(members, total) if self._member else total
             self._release_surplus(share)
             for lease in self._leases.take(share - len(self.cursors), avoid=self.cursors.keys()):
                 self.cursors[lease.partition] = self._cursor(lease)
@@ -424,7 +606,22 @@ class Flusher:
         for cursor in list(self.cursors.values()):
             if cursor.halted is not None and time.monotonic() >= cursor.retry_at:
                 self._isolate(cursor, 1)
+        self._look_at_memory()
         self._settlement.trim(self.cursors.values())
+
+    def _look_at_memory(self) -> None:
+        try:
+            self._memory.look()
+        except RedisUnavailable as error:
+            self._lose_redis(error)
+        self._settlement.short_of_memory = self._memory.short
+
+    def _share(self, members: int, total: int) -> int:
+        serving = self.settings.concurrent_batches_max
+        if serving is None or members <= serving:
+            return self._leases.share(members, total)
+        # One flusher has one batch under way: the others stand by.
+        return self._leases.share(serving, total) if self._leases.rank() < serving else 0
 
     def _require_database(self, total: int) -> None:
         if self._leases.registered() != total:
@@ -458,6 +655,8 @@ class Flusher:
             committed=lease.offset,
             earlier=lease.earlier,
             rewritten=set(lease.rewritten),
+            quarantine=lease.quarantine,
+            next_place=lease.next_place,
         )
 
     def _take_over(self, cursor: Cursor) -> bool:

@@ -108,6 +108,7 @@ def _rows(app: WriteBehind) -> list[str]:
                         "lease_until_ms": 0,
                         "lost_entries": 0,
                         "missing_rows": 0,
+                        "letters": 0,
                         "halted": None,
                     }
                     for number in missing

@@ -8,11 +8,14 @@ import sqlalchemy as sa
 
 from writebehind.engine import WriteBehind
 from writebehind.engine.adapters.control_tables import epochs, flushers, losses, now_ms, partitions
-from writebehind.engine.adapters.log import Log, made_ms
+from writebehind.engine.adapters.log import Log
 from writebehind.engine.adapters.sql_reasons import sql_reason
 from writebehind.engine.core.contiguity import backlog, begin
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.errors import ConfigurationError, DatabaseUnavailable
+from writebehind.flushers.intake import made_at_ms
+from writebehind.recovery.dead_letters import counts
+from writebehind.recovery.letters import LetterCounts
 
 __all__ = ["LossStatus", "PartitionStatus", "Status", "status"]
 
@@ -31,6 +34,7 @@ class PartitionStatus:
         lost_entries: entries ever found missing.
         missing_rows: patches that ever found no row.
         halted: why it is not flushed, or None.
+        pressure: the limit for which writes are held, ``entries``, ``seconds`` or ``memory``; None where they are not.
     """
 
     partition: int
@@ -42,6 +46,7 @@ class PartitionStatus:
     lost_entries: int
     missing_rows: int
     halted: str | None
+    pressure: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,12 +87,15 @@ class Status:
         partitions: each partition.
         flushers: how many flushers are alive.
         losses: what Redis has lost so far, the latest first.
+        dead_letters: by table, the writes that SQL refused and those that wait behind them; under the empty name those
+            that nobody can read.
     """
 
     namespace: str
     partitions: list[PartitionStatus]
     flushers: int
     losses: list[LossStatus]
+    dead_letters: dict[str, LetterCounts]
 
     @property
     def backlog(self) -> int:
@@ -109,6 +117,11 @@ class Status:
         """Partitions that are not flushed."""
         return [partition for partition in self.partitions if partition.halted]
 
+    @property
+    def pressed(self) -> list[PartitionStatus]:
+        """Partitions whose writes are held until more of the backlog is flushed."""
+        return [partition for partition in self.partitions if partition.pressure]
+
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain values."""
         return {
@@ -118,7 +131,9 @@ class Status:
             "lag_seconds": self.lag_seconds,
             "lost_entries": self.lost_entries,
             "losses": [asdict(loss) for loss in self.losses],
+            "dead_letters": {table: asdict(count) for table, count in self.dead_letters.items()},
             "halted": [partition.partition for partition in self.halted],
+            "pressed": [partition.partition for partition in self.pressed],
             "partitions": [asdict(partition) for partition in self.partitions],
         }
 
@@ -147,7 +162,7 @@ def status(app: WriteBehind) -> Status:
         lag = 0.0
         if waiting:
             first = log.read_range(number, position, None, 1)
-            made = made_ms(first[0]) if first else 0
+            made = made_at_ms(first[0]) if first else 0
             lag = max(0.0, time.time() - made / 1000) if made else 0.0
         found.append(
             PartitionStatus(
@@ -160,9 +175,17 @@ def status(app: WriteBehind) -> Status:
                 lost_entries=row.lost_entries,
                 missing_rows=row.missing_rows,
                 halted=row.halted,
+                # The next write takes the note back, if there is one.
+                pressure=state.held[1] if state.held and waiting > state.held[0] else None,
             )
         )
-    return Status(namespace=app.keys.namespace, partitions=found, flushers=alive, losses=found_losses)
+    return Status(
+        namespace=app.keys.namespace,
+        partitions=found,
+        flushers=alive,
+        losses=found_losses,
+        dead_letters=counts(app),
+    )
 
 
 def _rows(app: WriteBehind) -> tuple[dict[int, sa.Row[Any]], dict[int, dict[int, EntryID]], int, int, list[LossStatus]]:

@@ -12,20 +12,26 @@ Invariants:
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+
+import msgspec
 
 from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.adapters.log import Log, RawEntry
 from writebehind.engine.core.coalescing import Changes, TableChanges
 from writebehind.engine.core.contiguity import Lineage, backlog, step
-from writebehind.engine.core.payload import decode
+from writebehind.engine.core.mutation_ids import made_ms
+from writebehind.engine.core.payload import Mutation, decode
 from writebehind.engine.core.positions import ORIGIN, EntryID
 from writebehind.engine.errors import ConfigurationError, WriteBehindError
 from writebehind.flushers.batch import Batch, Crossing, Segment
 from writebehind.flushers.cursor import Cursor
+from writebehind.flushers.quarantine import Key, Letter, keys_of
+from writebehind.flushers.sifting import Refusal
+from writebehind.flushers.suspect import Suspect
 
-__all__ = ["EntryFailed", "Intake"]
+__all__ = ["EntryFailed", "Intake", "made_at_ms", "refusals", "suspect_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +109,64 @@ class Intake:
         """
         return self._read(cursors, entries_max, block_ms, Changes(self._makers), [])
 
+    def read_raw(self, cursor: Cursor, entries_max: int) -> tuple[Batch, list[Suspect]] | None:
+        """Read entries of one partition without merging them; one that is about a dead letter comes alone.
+
+        Returns:
+            A batch without changes, and its entries; None where there is nothing, or something else to do first.
+
+        Raises:
+            RedisUnavailable: Redis cannot be read; the position may have moved, and must be reset.
+        """
+        if cursor.stale:
+            return None
+        entries: list[RawEntry] = []
+        if cursor.replay_until is not None:
+            entries = self._log.read_range(cursor.number, cursor.position, cursor.replay_until, entries_max)
+            if not entries:
+                cursor.replay_until = None
+        if not entries:
+            entries = self._log.read_new([cursor.number], entries_max, 0).get(cursor.number, [])
+        if not entries:
+            return None
+        changes, segments = self.blank(cursor.number), list[Segment]()
+        suspects: list[Suspect] = []
+        self._take(cursor, entries, changes, segments, suspects)
+        return (Batch(segments=segments, changes=changes), suspects) if segments else None
+
+    def merged(self, suspects: Sequence[Suspect]) -> list[Changes]:
+        """Merge entries, in as few steps as possible, to be written without being settled.
+
+        Raises:
+            ConfigurationError: a table is not declared, or an operation is unknown.
+            PoisonEntryError, ValidationError: an entry contradicts itself or the one before it.
+        """
+        steps = [self.blank()]
+        for suspect in suspects:
+            try:
+                if not steps[-1].merge(decode(suspect.payload), suspect.entry_id):
+                    steps.append(self.blank())
+                    steps[-1].merge(decode(suspect.payload), suspect.entry_id)
+            except KeyError as error:
+                raise _undeclared(error) from error
+            except ValueError as error:
+                raise ConfigurationError(f"an entry cannot be applied: {error}", "upgrade the flushers") from error
+        return steps
+
+    def stepwise(self, suspect: Suspect) -> list[Changes]:
+        """Return an entry's mutations as a step each."""
+        steps = []
+        for member in decode(suspect.payload):
+            steps.append(self.blank())
+            steps[-1].merge([member], suspect.entry_id)
+        return steps
+
+    def blank(self, partition: int = 0) -> Changes:
+        """Return changes that hold nothing; what is passed over in them is settled in the partition."""
+        changes = Changes(self._makers)
+        changes.enter(partition)
+        return changes
+
     def read_more(self, batch: Batch, cursors: Sequence[Cursor], entries_max: int) -> Batch:
         """Add to a batch what has arrived since; see ``read``."""
         return self._read(cursors, entries_max, 0, batch.changes, list(batch.segments)) or batch
@@ -144,7 +208,14 @@ class Intake:
             self._looked_at = time.monotonic()
         return Batch(segments=_joined(segments), changes=changes) if segments else None
 
-    def _take(self, cursor: Cursor, entries: list[RawEntry], changes: Changes, segments: list[Segment]) -> None:
+    def _take(
+        self,
+        cursor: Cursor,
+        entries: list[RawEntry],
+        changes: Changes,
+        segments: list[Segment],
+        suspects: list[Suspect] | None = None,
+    ) -> None:
         start = cursor.position
         first, last = EntryID.parse(entries[0][0]), EntryID.parse(entries[-1][0])
         crossings: list[Crossing] = []
@@ -161,8 +232,11 @@ class Intake:
                 return
             crossings, lost, at_least = judged
         cursor.ended |= {crossing.applied.epoch: crossing.applied.sequence for crossing in crossings}
-        originals: list[EntryID] = []
-        merged = self._merge(cursor, entries, changes, originals)
+        taken = _Taken(cursor.next_place)
+        if suspects is None:
+            merged = self._merge(cursor, entries, changes, taken)
+        else:
+            merged = _gather(cursor, entries, changes, taken, suspects)
         if merged == 0:
             cursor.replay_until = last if cursor.replay_until is None else max(last, cursor.replay_until)
             return
@@ -172,6 +246,7 @@ class Intake:
             last = EntryID.parse(entries[-1][0])
             if crossings or lost:
                 crossings, lost, at_least = self._judge(cursor, entries) or (crossings, lost, at_least)
+        cursor.next_place += len(entries)
         expected, cursor.expected, cursor.position = cursor.expected, last, last
         segments.append(
             Segment(
@@ -183,8 +258,12 @@ class Intake:
                 crossings=crossings,
                 lost=lost,
                 at_least=at_least,
-                rewritten=originals,
-                oldest_ms=_made_ms(entries[0]),
+                rewritten=taken.originals,
+                parked=taken.parked,
+                superseded=taken.superseded,
+                passed_over=taken.passed_over,
+                pieces=[(taken.first_place, entries)],
+                oldest_ms=made_at_ms(entries[0]),
             )
         )
 
@@ -204,6 +283,8 @@ class Intake:
                 # Another history: it has to be compared with SQL, and numbers of the two must not be.
                 cursor.stale = True
                 continue
+            # A command of a flusher that was frozen, or of a broken connection, may have come late.
+            cursor.unpublished = (state.watermark or ORIGIN) != cursor.base
             if state.end is None or not backlog(cursor.position, state.end, state.lineage):
                 continue
             # Asked later than the end: what was appended since is found, too.
@@ -266,13 +347,13 @@ class Intake:
             )
         return crossings, lost, not known
 
-    def _merge(self, cursor: Cursor, entries: Sequence[RawEntry], changes: Changes, originals: list[EntryID]) -> int:
+    def _merge(self, cursor: Cursor, entries: Sequence[RawEntry], changes: Changes, taken: "_Taken") -> int:
         """Merge entries until one has to begin a new batch; return how many were merged or passed over.
 
         Passed over is what SQL has already under another ID: an entry that was written again although SQL had the
         original, or an original that comes back although it was written again.
         """
-        merge = changes.merge
+        merge, ahead = changes.merge, cursor.ahead
         changes.enter(cursor.number)
         size = 0
         number = 0
@@ -283,24 +364,118 @@ class Intake:
                 again = len(fields) > ENTRY_FIELDS
                 if (again or cursor.rewritten) and _is_elsewhere(cursor, entry_id, fields):
                     changes.pass_over(decode(payload), entry_id)
+                    taken.passed_over += 1
                     continue
-                if not merge(decode(payload), entry_id):
+                members = decode(payload)
+                held = bool(ahead) and ahead.holds(members)
+                superseded = ahead.superseded_by(members) if held else ()
+                if held and not superseded:
+                    _park(cursor, suspect_of(entries[number], taken.first_place + number), members, taken)
+                    changes.entries += 1
+                elif not merge(members, entry_id):
                     return number
+                if superseded:
+                    taken.superseded += superseded
+                    ahead.remove(superseded)
                 if again and not fields[5].endswith(DOUBT):
-                    originals.append(_origin(fields))
-                    cursor.rewriting.add(originals[-1])
-        except WriteBehindError as error:
-            failure = error
-        except (IndexError, TypeError, ValueError) as error:
-            failure = ConfigurationError(
-                f"it is not an entry of this product: {type(error).__name__}", "find out who else writes to this stream"
-            )
-        except KeyError as error:
-            failure = ConfigurationError(f"table {error} is not declared here", "add it to tables=[...] of the flusher")
+                    taken.originals.append(_origin(fields))
+                    cursor.rewriting.add(taken.originals[-1])
+        except (WriteBehindError, IndexError, KeyError, TypeError, ValueError) as error:
+            failure = _failure(error)
         else:
             self._entry_bytes = 0.8 * self._entry_bytes + 0.2 * (size / len(entries))
             return len(entries)
         raise EntryFailed(cursor.number, entries[number][0].decode(), number, failure)
+
+
+@dataclass(slots=True)
+class _Taken:
+    """What was found while entries were merged; see ``Segment``."""
+
+    first_place: int
+    passed_over: int = 0
+    originals: list[EntryID] = field(default_factory=list)
+    parked: list[Suspect] = field(default_factory=list)
+    superseded: list[int] = field(default_factory=list)
+
+
+def suspect_of(entry: RawEntry, place: int) -> Suspect:
+    """Return an entry of the log as one that is tried apart."""
+    entry_id, fields = entry
+    return Suspect(entry_id, fields[1].decode(errors="replace"), fields[3], place)
+
+
+def _park(cursor: Cursor, suspect: Suspect, members: Sequence[Mutation], taken: _Taken) -> None:
+    if suspect.control is not None:
+        raise ValueError("it is about a dead letter, and comes alone")
+    cursor.ahead.add(suspect.place, Letter(keys_of(members)))
+    taken.parked.append(suspect)
+
+
+def refusals(batch: Batch, refused: Mapping[Key, Exception]) -> list[Refusal]:
+    """Return the entries of keys whose rows were not written, and let the others be settled without them.
+
+    Raises:
+        PoisonEntryError: they are tied to others, so that the whole batch has to be isolated.
+    """
+    found: list[Refusal] = []
+    for segment in batch.segments if refused else ():
+        lines: dict[Key, list[Suspect]] = {}
+        for first_place, entries in segment.pieces:
+            for number, entry in enumerate(entries):
+                members = decode(entry[1][3])
+                keys = [key for key in keys_of(members) if key in refused]
+                if keys and (len(members) > 1 or segment.superseded or segment.rewritten or segment.passed_over):
+                    raise refused[keys[0]]
+                for key in keys:
+                    lines.setdefault(key, []).append(suspect_of(entry, first_place + number))
+        if lines:
+            found.append(Refusal(segment, lines, refused))
+        for table, key_text in lines:
+            batch.changes.tables[table].versions[segment.partition].pop(key_text, None)
+    for key in refused.keys() - {key for refusal in found for key in refusal.lines}:
+        # Not to be found again by its key: nothing of it may be passed over.
+        raise refused[key]
+    return found
+
+
+def _gather(
+    cursor: Cursor, entries: Sequence[RawEntry], changes: Changes, taken: _Taken, suspects: list[Suspect]
+) -> int:
+    """Take entries as they are; return how many. What SQL has under another ID is passed over, as in a merge."""
+    for number, (entry_id, fields) in enumerate(entries):
+        try:
+            if (len(fields) > ENTRY_FIELDS or cursor.rewritten) and _is_elsewhere(cursor, entry_id, fields):
+                changes.pass_over(decode(fields[3]), entry_id)
+                continue
+            suspect = suspect_of(entries[number], taken.first_place + number)
+            original = _origin(fields) if len(fields) > ENTRY_FIELDS and not fields[5].endswith(DOUBT) else None
+        except (IndexError, ValueError, KeyError):
+            # Not an entry of this product: what it consists of is kept for whoever looks.
+            suspect, original = Suspect(entry_id, "", msgspec.msgpack.encode(fields), taken.first_place + number), None
+        if suspect.control is not None and number:
+            return number
+        suspects.append(suspect)
+        if original is not None:
+            taken.originals.append(original)
+            cursor.rewriting.add(original)
+        if suspect.control is not None:
+            return number + 1
+    return len(entries)
+
+
+def _failure(error: Exception) -> WriteBehindError:
+    if isinstance(error, WriteBehindError):
+        return error
+    if isinstance(error, KeyError):
+        return _undeclared(error)
+    return ConfigurationError(
+        f"it is not an entry of this product: {type(error).__name__}", "find out who else writes to this stream"
+    )
+
+
+def _undeclared(error: KeyError) -> ConfigurationError:
+    return ConfigurationError(f"table {error} is not declared here", "add it to tables=[...] of the flusher")
 
 
 def _foreign(cursor: Cursor, lineage: Lineage) -> bool:
@@ -323,6 +498,10 @@ def _joined(segments: list[Segment]) -> list[Segment]:
                 lost=first.lost + segment.lost,
                 at_least=first.at_least or segment.at_least,
                 rewritten=[*first.rewritten, *segment.rewritten],
+                parked=[*first.parked, *segment.parked],
+                superseded=[*first.superseded, *segment.superseded],
+                passed_over=first.passed_over + segment.passed_over,
+                pieces=[*first.pieces, *segment.pieces],
             )
         )
     return list(joined.values())
@@ -348,9 +527,6 @@ def _origin(fields: Sequence[bytes]) -> EntryID:
     return EntryID.parse(fields[5])
 
 
-def _made_ms(entry: RawEntry) -> int:
-    """Read when an entry was made from its mutation ID; 0 where it does not say."""
-    try:
-        return int(entry[1][1][:11], 16)
-    except (ValueError, IndexError, TypeError):
-        return 0
+def made_at_ms(entry: RawEntry) -> int:
+    """Read when an entry was made; 0 where it does not say, as a forged one."""
+    return made_ms(entry[1][1]) if entry[1] and len(entry[1]) > 1 else 0

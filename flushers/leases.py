@@ -23,6 +23,8 @@ import sqlalchemy as sa
 
 from writebehind.engine.adapters.control_tables import epochs, flushers, now_ms, partitions, rewritten
 from writebehind.engine.core.positions import EntryID
+from writebehind.flushers.letters import Letters
+from writebehind.flushers.quarantine import Quarantine
 from writebehind.flushers.sessions import IDLE_SHARE, application_name
 
 __all__ = ["Lease", "Leases"]
@@ -49,6 +51,8 @@ class Lease:
         offset: up to where SQL has applied it.
         earlier: by epoch, the last applied entry of the epoch before it.
         rewritten: lost entries that were applied where they were written again, of the last days.
+        quarantine: its dead letters.
+        next_place: of its next dead letter.
         previous: who held it before, if it was taken from somebody.
     """
 
@@ -57,6 +61,8 @@ class Lease:
     offset: EntryID
     earlier: Mapping[int, EntryID] = field(default_factory=dict)
     rewritten: Collection[EntryID] = ()
+    quarantine: Quarantine = field(default_factory=Quarantine)
+    next_place: int = 0
     previous: str | None = None
 
 
@@ -68,9 +74,11 @@ class Leases:
         namespace: the namespace's name.
         holder: a name that no other flusher, dead or alive, has.
         ttl_seconds: how long a lease lasts without renewal.
+        letters: the dead letters.
     """
 
-    def __init__(self, engine: sa.Engine, namespace: str, holder: str, ttl_seconds: float) -> None:
+    def __init__(self, engine: sa.Engine, namespace: str, holder: str, ttl_seconds: float, letters: Letters) -> None:
+        self._letters = letters
         self._engine = engine
         self._namespace = namespace
         self._holder = holder
@@ -134,6 +142,16 @@ class Leases:
         """Return how many partitions one of several flushers should hold."""
         return math.ceil(total / max(1, members))
 
+    def rank(self) -> int:
+        """Return how many live flushers come before this one, in an order on which all of them agree."""
+        with self._engine.connect() as connection:
+            before = sa.and_(
+                flushers.c.namespace == self._namespace,
+                flushers.c.seen_until_ms >= now_ms(),
+                flushers.c.holder < self._holder,
+            )
+            return int(connection.execute(sa.select(sa.func.count()).select_from(flushers).where(before)).scalar_one())
+
     def take(self, wanted: int, *, avoid: Collection[int] = ()) -> list[Lease]:
         """Take up to so many partitions that are free, whose lease has expired, or that this holder has dropped.
 
@@ -176,6 +194,7 @@ class Leases:
                 if taken.rowcount != 1:
                     continue
                 row = connection.execute(sa.select(partitions).where(here)).one()
+                quarantine, next_place = self._letters.load(connection, number)
                 leases.append(
                     Lease(
                         partition=number,
@@ -183,6 +202,8 @@ class Leases:
                         offset=EntryID(row.epoch, row.sequence),
                         earlier=self._earlier(connection, number),
                         rewritten=self._rewritten(connection, number),
+                        quarantine=quarantine,
+                        next_place=next_place,
                         previous=None if previous == self._holder else previous,
                     )
                 )

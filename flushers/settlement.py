@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from writebehind.engine.adapters.log import Acknowledgement, Log
 from writebehind.engine.core.keys import Keys
+from writebehind.engine.core.positions import EntryID
 from writebehind.engine.errors import RedisUnavailable
 from writebehind.flushers.batch import Batch
 from writebehind.flushers.cursor import Cursor
@@ -27,6 +28,9 @@ class Settlement:
         keys: the namespace's key names.
         record_ttl_seconds: how long a clean record stays in Redis; None for ever.
         retention_seconds: how long flushed entries stay in the log.
+
+    Attributes:
+        short_of_memory: Redis has no room for what is flushed already; it is trimmed at once.
     """
 
     def __init__(self, log: Log, keys: Keys, record_ttl_seconds: float | None, retention_seconds: float) -> None:
@@ -34,6 +38,7 @@ class Settlement:
         self._keys = keys
         self._ttl_ms = 0 if record_ttl_seconds is None else max(1, int(record_ttl_seconds * 1000))
         self._retention_seconds = retention_seconds
+        self.short_of_memory = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writebehind-settle")
         self._under_way: list[Future[None]] = []
 
@@ -52,7 +57,7 @@ class Settlement:
                     whole=whole,
                     other=other,
                     ttl_ms=self._ttl_ms,
-                    trim_below=cursor.trim_point(now, self._retention_seconds) if cursor else None,
+                    trim_below=self._trim_point(cursor, now) if cursor else None,
                     # Rows are counted for the batch as a whole.
                     flushed_rows=0 if number else len(batch.changes),
                 )
@@ -60,24 +65,35 @@ class Settlement:
         self._submit(todo)
 
     def trim(self, cursors: Iterable[Cursor]) -> None:
-        """Trim logs whose flushed entries are past the retention although nothing new is flushed."""
+        """Trim logs whose flushed entries are past the retention although nothing new is flushed.
+
+        And publish offsets that Redis tells otherwise: else a writer would be held for a backlog that is gone, and as
+        nobody writes, nothing would be committed that tells it.
+        """
         now = time.monotonic()
-        todo = [
-            Acknowledgement(
-                partition=cursor.number,
-                ids=(),
-                offset=cursor.committed,
-                whole=(),
-                other=(),
-                ttl_ms=0,
-                trim_below=point,
-                flushed_rows=0,
+        todo = []
+        for cursor in cursors:
+            point = None if cursor.stale else self._trim_point(cursor, now)
+            if cursor.stale or not (point or cursor.unpublished):
+                continue
+            cursor.unpublished = False
+            todo.append(
+                Acknowledgement(
+                    partition=cursor.number,
+                    ids=(),
+                    offset=cursor.base,
+                    whole=(),
+                    other=(),
+                    ttl_ms=0,
+                    trim_below=point,
+                    flushed_rows=0,
+                )
             )
-            for cursor in cursors
-            if not cursor.stale and (point := cursor.trim_point(now, self._retention_seconds))
-        ]
         if todo:
             self._submit(todo)
+
+    def _trim_point(self, cursor: Cursor, now: float) -> EntryID | None:
+        return cursor.trim_point(now, 0.0 if self.short_of_memory else self._retention_seconds)
 
     def _submit(self, todo: Sequence[Acknowledgement]) -> None:
         self._under_way.append(self._thread.submit(self._log.acknowledge, todo))

@@ -7,10 +7,14 @@ import sqlalchemy as sa
 
 from writebehind.engine.adapters.control_tables import epochs, losses, now_ms, partitions, rewritten
 from writebehind.engine.adapters.declaration import DeclaredTable
+from writebehind.engine.core.coalescing import Changes
 from writebehind.flushers.batch import Batch, Crossing, Segment
 from writebehind.flushers.bulk import bulk_path
 from writebehind.flushers.bulk.order import in_foreign_key_order
 from writebehind.flushers.flush import Fenced
+from writebehind.flushers.letters import Letters
+from writebehind.flushers.quarantine import Key, Quarantine
+from writebehind.flushers.sifting import Outcome
 
 __all__ = ["Transaction"]
 
@@ -24,6 +28,7 @@ class Transaction:
         tables: the declared tables by name.
         lease_ttl_seconds: how far a flush extends its leases.
         holder: the flusher, for the record of losses.
+        letters: the dead letters.
     """
 
     def __init__(
@@ -34,7 +39,9 @@ class Transaction:
         lease_ttl_seconds: float,
         *,
         holder: str,
+        letters: Letters,
     ) -> None:
+        self._letters = letters
         self._engine = engine
         self._holder = holder
         self._namespace = namespace
@@ -43,6 +50,7 @@ class Transaction:
         self._ttl_ms = int(lease_ttl_seconds * 1000)
         self._connection: sa.Connection | None = None
         self._fences: dict[int, sa.Update] = {}
+        self._partition = -1
 
     @property
     def connection(self) -> sa.Connection:
@@ -66,6 +74,7 @@ class Transaction:
         Durability: with the commit. Repeat: answers ALREADY once it was committed. Crash: rolled back.
         """
         connection = self.connection
+        self._partition = segments[0].partition
         parameters = {"namespace_is": self._namespace, "ttl_ms": self._ttl_ms}
         for number, segment in enumerate(segments):
             parameters[f"partition_{number}"] = segment.partition
@@ -142,23 +151,54 @@ class Transaction:
         if self.connection.execute(sa.update(epochs).where(again).values(**ended)).rowcount == 0:
             self.connection.execute(sa.insert(epochs).values(**key, **ended))
 
-    def write(self, batch: Batch) -> None:
-        """Write the rows: tables in foreign-key order, deletes in reverse.
+    def write(self, batch: Batch) -> dict[Key, Exception]:
+        """Write the rows, set aside what waits behind dead letters, and remove those that are superseded.
+
+        Returns:
+            The keys whose rows were not written, because constraints refuse them.
 
         Durability: with the commit. Repeat: must not be, inside one transaction. Crash: rolled back.
         """
+        self._write(batch.changes)
+        for segment in batch.segments:
+            if segment.parked or segment.superseded:
+                self._letters.park(self.connection, segment.partition, segment.parked)
+                self._letters.remove(self.connection, segment.partition, segment.superseded)
+        return _refused(batch.changes)
+
+    def check_at_once(self) -> None:
+        """Have every constraint checked by its statement, not by the commit, where the database can."""
+        if self.connection.dialect.name == "postgresql":
+            self.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+
+    def attempt(self, changes: Sequence[Changes]) -> None:
+        """Write changes one after the other in a savepoint; roll back to it where one fails, and raise.
+
+        Durability, Crash: as ``write``. Repeat: after it has failed only.
+        """
+        with self.connection.begin_nested():
+            for each in changes:
+                self._write(each)
+                for error in _refused(each).values():
+                    raise error
+
+    def record(self, partition: int, outcome: Outcome, retried: Quarantine) -> None:
+        """Make, change and delete dead letters. Durability, Repeat, Crash: as ``write``."""
+        self._letters.record(self.connection, partition, outcome, retried)
+
+    def _write(self, changes: Changes) -> None:
+        """Write rows: tables in foreign-key order, deletes in reverse."""
         connection = self.connection
         missing = 0
-        present = [declared for declared in self._order if batch.changes.tables.get(declared.entity.name)]
+        present = [declared for declared in self._order if changes.tables.get(declared.entity.name)]
         for declared in present:
-            missing += self._path.apply(connection, declared, batch.changes.tables[declared.entity.name])
+            missing += self._path.apply(connection, declared, changes.tables[declared.entity.name])
         for declared in reversed(present):
-            self._path.delete(connection, declared, batch.changes.tables[declared.entity.name])
+            self._path.delete(connection, declared, changes.tables[declared.entity.name])
         if missing:
-            first = batch.segments[0].partition
             connection.execute(
                 sa.update(partitions)
-                .where(partitions.c.namespace == self._namespace, partitions.c.partition == first)
+                .where(partitions.c.namespace == self._namespace, partitions.c.partition == self._partition)
                 .values(missing_rows=partitions.c.missing_rows + missing)
             )
 
@@ -180,6 +220,10 @@ class Transaction:
                 # A connection that cannot even roll back is thrown away; its server rolls back by itself.
                 connection.invalidate()
                 connection.close()
+
+
+def _refused(changes: Changes) -> dict[Key, Exception]:
+    return {(name, key): error for name, table in changes.tables.items() for key, error in table.refused.items()}
 
 
 def _moving(count: int) -> sa.Update:

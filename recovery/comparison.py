@@ -9,13 +9,17 @@ Invariants:
 2. Nobody is blamed for a moment: a verdict against a record stands only where its hash is still the same after the row
    was read. Any write changes the hash, so nothing came in between.
 3. An entry counts as lost only where it was missing from the log before SQL was asked for the last time.
+4. Nobody is blamed for what SQL refused: dead letters are asked for before the row is read, so that one which is
+   applied in between is found in the row.
 
 ::
 
     look at hashes --> ask SQL how far it is --not applied--> look for the entry --missing--> ask SQL again
-        '--applied-------> read the row, compare               |--there: pending      '--still not: lost
-                               '--differs--> look at the hash again --the same--> the verdict stands
-                                                 '--written meanwhile--> begin again, a few times
+        |                                                      |--there: pending      '--still not: lost
+        '--applied--> ask for dead letters --some--> dead-lettered
+                               '--none--> read the row, compare
+                                             '--differs--> look at the hash again --the same--> the verdict stands
+                                                               '--written meanwhile--> begin again, a few times
 """
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -35,6 +39,7 @@ __all__ = [
     "Assessed",
     "Effect",
     "Judged",
+    "Lettered",
     "LoadRows",
     "Look",
     "RecordKey",
@@ -61,6 +66,8 @@ class Verdict(Enum):
     AGREES = "agrees"
     PENDING = "pending"
     """Its last change is on its way to SQL."""
+    DEAD_LETTERED = "dead_lettered"
+    """SQL refused a change of it: it is kept among the dead letters, with what waits behind it."""
     SUSPECT = "suspect"
     """Older than a rollback of Redis, and different: reads ask SQL, and the next takeover removes it."""
     LEFT_OVER = "left_over"
@@ -153,18 +160,26 @@ class Absent:
 
 
 @dataclass(frozen=True, slots=True)
+class Lettered:
+    """Look for dead letters. Reply: the set of those keys that have some."""
+
+    keys: Sequence[RecordKey]
+
+
+@dataclass(frozen=True, slots=True)
 class LoadRows:
     """Read rows. Reply: by key the row's user values, or ``Unreadable``; nothing for a key without a row."""
 
     keys: Sequence[RecordKey]
 
 
-Effect = Look | AskSQL | Absent | LoadRows
+Effect = Look | AskSQL | Absent | Lettered | LoadRows
 Row = Mapping[str, Any]
 Reply = (
     Mapping[RecordKey, Sighting | None]
     | Mapping[int, Applied]
     | set[tuple[int, EntryID]]
+    | set[RecordKey]
     | Mapping[RecordKey, Row | Unreadable]
 )
 
@@ -304,10 +319,18 @@ def _judge(
             judged.append(Judged(key=key, verdict=Verdict.PENDING, sighting=sighting, applied=False))
         elif stand is not Stand.MOVING:
             to_load.append(key)
+    lettered: set[RecordKey] = (yield Lettered(to_load)) if to_load else set()
+    held = {key for key in lettered if assessed[key].stand is not Stand.LOST}
+    judged += [_held(key, assessed[key].sighting) for key in to_load if key in held]
+    to_load = [key for key in to_load if key not in held]
     comparable = [key for key in to_load if assessed[key].sighting.state is not Standing.IN_LOG]
     rows: Mapping[RecordKey, Row | Unreadable] = (yield LoadRows(comparable)) if comparable else {}
     judged += [_verdict(key, assessed[key], rows.get(key), columns[key.table]) for key in to_load]
     return judged, [key for key, each in assessed.items() if each.stand is Stand.MOVING and not each.sighting.trouble]
+
+
+def _held(key: RecordKey, sighting: Sighting) -> Judged:
+    return Judged(key=key, verdict=Verdict.DEAD_LETTERED, sighting=sighting, applied=False)
 
 
 def _verdict(key: RecordKey, assessed: Assessed, row: Row | Unreadable | None, columns: Mapping[str, Column]) -> Judged:

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import isfinite
 from typing import Any, Final
 
 from writebehind.engine import WriteBehind
@@ -11,13 +10,14 @@ from writebehind.engine.core.reading import Standing
 from writebehind.recovery.comparison import Judged, Verdict
 from writebehind.recovery.keyspace import Foreign
 from writebehind.recovery.log_audit import LogAudit
+from writebehind.recovery.plain import plain
 
 __all__ = ["FINE", "Finding", "Tally", "Verification"]
 
 UNDECLARED: Final = "(none)"
 
-FINE: Final = frozenset({Verdict.AGREES, Verdict.PENDING, Verdict.SUSPECT, Verdict.LEFT_OVER})
-"""Verdicts that call for nothing: flushing or the next takeover clears away what there is."""
+FINE: Final = frozenset({Verdict.AGREES, Verdict.PENDING, Verdict.DEAD_LETTERED, Verdict.SUSPECT, Verdict.LEFT_OVER})
+"""Verdicts that call for no repair: flushing, the next takeover or the dead letters' own commands clear it away."""
 
 STATE_NAMES: Final = {
     Standing.WHOLE: "full",
@@ -57,11 +57,11 @@ class Finding:
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain values; what JSON does not know as text."""
-        plain = asdict(self) | {"verdict": self.verdict.value, "columns": list(self.columns)}
-        del plain["values"]
+        told = asdict(self) | {"verdict": self.verdict.value, "columns": list(self.columns)}
+        del told["values"]
         if self.values is not None:
-            plain["values"] = {name: [_plain(value) for value in both] for name, both in self.values.items()}
-        return plain
+            told["values"] = {name: [plain(value) for value in both] for name, both in self.values.items()}
+        return told
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,9 +167,3 @@ def _finding(app: WriteBehind, judged: Judged, *, with_values: bool) -> Finding:
 
 def _plain_counts(counts: Mapping[Verdict, int]) -> dict[str, int]:
     return {verdict.value: counts.get(verdict, 0) for verdict in Verdict}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if isfinite(value) else str(value)
-    return value if value is None or isinstance(value, bool | int | str) else str(value)

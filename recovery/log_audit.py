@@ -23,6 +23,10 @@ from writebehind.recovery.records import Records, refused
 
 __all__ = ["Gap", "LogAudit", "audit"]
 
+ABOUT_LETTERS: Final = frozenset({Op.REPLAY, Op.DISCARD})
+KEEPING_NO_RECORD: Final = ABOUT_LETTERS | {Op.INSERT}
+"""Operations after which there may be no hash."""
+
 PAGE_ENTRIES: Final = 250
 PAGE_PENDING: Final = 1000
 NAMED_MAX: Final = 100
@@ -58,7 +62,8 @@ class LogAudit:
         dangling: entries that the consumer group waits for and that are not in the log.
         group_missing: there is a log and no consumer group; the next flusher makes it anew.
         history_missing: the log has nothing of the history that SQL has applied: it was emptied, or is another Redis.
-        unreadable: entries of the backlog that no flusher with these tables can read: the partition halts there.
+        unreadable: entries of the backlog that no flusher with these tables can read: damaged ones become dead letters,
+            at others the partition halts.
         unreadable_ids: the first of them.
         orphaned: records without a hash although their last change is in the backlog: somebody deleted it, and reads
             are stale until it is flushed.
@@ -165,13 +170,17 @@ class _Walk:
             except (PayloadError, IndexError, TypeError):
                 self._note_unreadable(entry_id)
                 continue
-            if self._only_tables is None and any(table not in self._app.tables for _, table, _, _ in mutations):
+            if self._only_tables is None and any(self._unknown(op, table) for op, table, _, _ in mutations):
                 self._note_unreadable(entry_id)
                 continue
             latest |= {record: EntryID.parse(entry_id) for record in _records(mutations)}
         if self._only_tables is not None:
             latest = {record: entry for record, entry in latest.items() if record[0] in self._only_tables}
         self._find_orphans(latest)
+
+    def _unknown(self, op: int, table: str) -> bool:
+        # What is about a dead letter may name no table at all.
+        return op not in ABOUT_LETTERS and table not in self._app.tables
 
     def _note_unreadable(self, entry_id: bytes) -> None:
         self._unreadable += 1
@@ -224,7 +233,7 @@ def _pending(link: Any, log: str, first: str, last: str, count: int) -> list[byt
 
 def _records(mutations: Sequence[Mutation]) -> Iterator[tuple[str, str]]:
     for op, table, key_text, _ in mutations:
-        if op != Op.INSERT:
+        if op not in KEEPING_NO_RECORD:
             yield table, key_text
 
 

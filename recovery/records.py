@@ -19,6 +19,7 @@ from writebehind.recovery.comparison import (
     Assessed,
     Effect,
     Judged,
+    Lettered,
     LoadRows,
     Look,
     RecordKey,
@@ -29,6 +30,7 @@ from writebehind.recovery.comparison import (
     assess,
     compare,
 )
+from writebehind.recovery.letter_keys import lettered
 
 __all__ = ["Records"]
 
@@ -78,6 +80,8 @@ class Records:
                 return self._app.rows.applied_of(self._keys.namespace, partitions)
             case Absent(entries):
                 return self.absent(entries)
+            case Lettered(keys):
+                return lettered(self._app, keys)
             case LoadRows(keys):
                 return self._load(keys)
             case _:

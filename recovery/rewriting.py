@@ -136,7 +136,8 @@ class ConditionalWriter:
         names = (self._keys.logs[partition], self._keys.metas[partition], *made.records)
         # Never repeated where the reply is lost: hence no anchor, and nothing to search.
         history = b"%b %b" % (link.identity, self._epochs[partition])
-        head = (history, self._client_id, number, call_id, "", 0)
+        # Nor is it ever refused for the backlog: what is repaired would only be wrong for longer.
+        head = (history, self._client_id, number, call_id, "", 0, "", "")
         append = ("EVAL", APPEND.text, len(names), *names, *head, *made.arguments)
         replies = link.pipeline([("MULTI",), append, ("EXEC",)])
         for reply in replies[:2]:

@@ -12,6 +12,7 @@ from writebehind.engine.adapters.log import Log, LogState
 from writebehind.engine.adapters.sql_reasons import sql_reason
 from writebehind.engine.core.contiguity import ahead
 from writebehind.engine.errors import DatabaseUnavailable
+from writebehind.recovery.dead_letters import counts_by_partition
 from writebehind.recovery.log_audit import LogAudit, audit
 from writebehind.recovery.offsets import Offset, offsets
 
@@ -57,7 +58,7 @@ def survey(app: WriteBehind) -> list[Concern]:
     for number in numbers:
         found += _history(number, states[number], stands[number])
         found += _log(number, audit(app, number))
-    return found + _leases(app)
+    return found + _leases(app) + _letters(app)
 
 
 def _history(number: int, state: LogState, stand: Offset) -> Iterator[Concern]:
@@ -121,7 +122,8 @@ def _log(number: int, found: LogAudit) -> Iterator[Concern]:
             code="unreadable",
             what=f"{found.unreadable} entries cannot be read by these tables and this release: "
             + ", ".join(found.unreadable_ids),
-            then="the partition halts there until a flusher can read them: declare the table, or run a newer release",
+            then="damaged ones become dead letters; at others the partition halts until a flusher can read them: "
+            "declare the table, or run a newer release",
         )
     if found.dangling:
         yield Concern(
@@ -130,6 +132,19 @@ def _log(number: int, found: LogAudit) -> Iterator[Concern]:
             what=f"{found.dangling} entries are marked as delivered and are no longer in the log",
             then=f"{FLUSHER} clears the marks; if SQL has not applied them they are counted as missing",
         )
+
+
+def _letters(app: WriteBehind) -> list[Concern]:
+    return [
+        Concern(
+            partition=partition,
+            code="dead-letters",
+            what=f"SQL refused writes: {count}",
+            then="all other keys go on. 'dead-letters list' says which and why; 'dead-letters replay' or 'discard' "
+            "decides about them",
+        )
+        for partition, count in counts_by_partition(app).items()
+    ]
 
 
 def _leases(app: WriteBehind) -> list[Concern]:

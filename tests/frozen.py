@@ -12,7 +12,8 @@ import sqlalchemy as sa
 
 from writebehind.engine import WriteBehind
 from writebehind.flushers import Flusher, FlusherSettings
-from writebehind.flushers.flush import Effect, Fenced
+from writebehind.flushers.flush import Effect
+from writebehind.flushers.flush import Reply as FlushReply
 
 COUNTERS = sa.Table(
     "counters", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("n", sa.BigInteger, default=0)
@@ -25,7 +26,7 @@ class Frozen(Flusher):
 
     freeze_before: str | None = None
 
-    def perform(self, effect: Effect) -> Fenced | None:
+    def perform(self, effect: Effect) -> FlushReply:
         """Do an effect."""
         if type(effect).__name__ == self.freeze_before:
             self.freeze_before = None

@@ -23,6 +23,7 @@ UNSYNCED_SECONDS = {"everysec": 1.0, "no": 2.0}
 SPARE_BYTES = 96 * 1024
 FULL_SECONDS_MAX = 15.0
 FULL_SECONDS = 0.5
+LITTLE_SECONDS = 2.0
 FLUSHES, FLUSH_PAUSE_SECONDS = 40, 0.02
 POLL_SECONDS = 0.02
 LAST_WORDS_SECONDS = 0.1
@@ -83,9 +84,10 @@ def _end_of_acknowledged(file: Path, journals: list[Path]) -> int:
     """Return where the transaction ends in the file that brought the last entry that anybody was told of."""
     content = file.read_bytes()
     last: dict[int, bytes] = {}
-    for line in journal.read(journals):
-        if isinstance(line, Acknowledged):
-            last[line.partition] = b"\r\n%d-%d\r\n" % (line.epoch, line.sequence)
+    # Journals of other writers may be older than the one before them.
+    told = [line for line in journal.read(journals) if isinstance(line, Acknowledged)]
+    for line in sorted(told, key=lambda line: line.at):
+        last[line.partition] = b"\r\n%d-%d\r\n" % (line.epoch, line.sequence)
     ends = [0]
     for entry in last.values():
         found = content.rfind(entry)
@@ -100,10 +102,13 @@ def full(stage: Stage) -> None:
     with redis.client() as client:
         used = int(client.info("memory")["used_memory"])
         stage.hit("Redis may take no more memory")
-        client.config_set("maxmemory", used + SPARE_BYTES)
+        client.config_set("maxmemory", used // 2)
         _await(lambda: _refuses(client, redis_client.exceptions.OutOfMemoryError), "Redis is not full")
         _await(lambda: _drained(stage), "a full Redis is not drained")
-        stage.hit("drained while full; memory enough again")
+        stage.hit("drained while full; a little memory")
+        client.config_set("maxmemory", int(client.info("memory")["used_memory"]) + SPARE_BYTES)
+        stage.load(LITTLE_SECONDS)
+        stage.hit("memory enough again")
         client.config_set("maxmemory", 0)
 
 

@@ -4,18 +4,21 @@ import itertools
 import random
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, assert_never
 
 import redis
 from hiredis import pack_command
 
 from writebehind.engine.adapters.links import Link, Links, refusal
+from writebehind.engine.adapters.memory import Memory
 from writebehind.engine.adapters.rewriter import Rewriter
 from writebehind.engine.adapters.scripts import APPEND
+from writebehind.engine.config import Backpressure, EngineSettings
 from writebehind.engine.core.appending import (
     Call,
     Effect,
+    Full,
     Lost,
     OpenEpoch,
     Pause,
@@ -27,6 +30,7 @@ from writebehind.engine.core.appending import (
 )
 from writebehind.engine.core.keys import Keys
 from writebehind.engine.core.positions import EntryID
+from writebehind.engine.core.pressure import EXEMPT, OUT_OF_MEMORY, Drainage, Held, admission
 from writebehind.engine.errors import RedisUnavailable, WriteBehindError
 
 __all__ = ["Appender"]
@@ -46,9 +50,10 @@ class Appender:
     Args:
         links: connections.
         keys: the namespace's key names.
-        timeout_seconds: how long one call keeps trying.
-        search_entries_max: how far back a retry looks where it has no better bound.
+        settings: how long one call keeps trying, how far back a retry looks, and the limits of the backlog.
         rewriter: keeps what was accepted, and writes it again where a new history is without it.
+        memory: knows whether Redis is short of it.
+        policy_of: tells what becomes of a call where a limit is reached.
 
     Attributes:
         client_id: names this client in mutation IDs and fences.
@@ -60,13 +65,27 @@ class Appender:
     """
 
     def __init__(
-        self, links: Links, keys: Keys, timeout_seconds: float, search_entries_max: int, rewriter: Rewriter
+        self,
+        links: Links,
+        keys: Keys,
+        settings: EngineSettings,
+        *,
+        rewriter: Rewriter,
+        memory: Memory,
+        policy_of: Callable[[Call], Backpressure],
     ) -> None:
         self.links = links
         self.rewriter = rewriter
         self.keys = keys
-        self.timeout_seconds = timeout_seconds
-        self.search_entries_max = search_entries_max
+        self.timeout_seconds = settings.write_timeout_seconds
+        self.search_entries_max = settings.retry_search_entries_max
+        self.policy_of = policy_of
+        self._memory = memory
+        # By whether Redis is short of memory.
+        self._admissions = [
+            admission(settings.backlog_entries_max, settings.backlog_seconds_max, short_of_memory=short)
+            for short in (False, True)
+        ]
         self.renew()
 
     def renew(self) -> None:
@@ -76,6 +95,7 @@ class Appender:
         self._numbers = itertools.count(1)
         self._last: dict[int, tuple[bytes, float]] = {}
         self.suspect: dict[int, int] = {}
+        self._drainage = Drainage()
 
     def call_id(self) -> str:
         """Return a new call ID: 11 hexadecimal digits of milliseconds, the client ID, a number."""
@@ -90,7 +110,10 @@ class Appender:
         return self._drive(call, self._anchor(call))
 
     def append_all(self, calls: Sequence[Call]) -> list[tuple[bytes, bytes] | Exception]:
-        """Append calls of different partitions in one round trip; failures stand in their place."""
+        """Append calls of different partitions in one round trip; failures stand in their place.
+
+        No call waits for room in its backlog here, because the others would wait with it: the caller tries again.
+        """
         anchors = [self._anchor(call) for call in calls]
         first = self._run_all(calls)
         results: list[tuple[bytes, bytes] | Exception] = []
@@ -101,7 +124,7 @@ class Appender:
             unknown = isinstance(reply, Refused) and reply.code == "NOSCRIPT"
             try:
                 # Where the reply is lost, the identity's place holds the history that the attempt was made in.
-                results.append(self._drive(call, anchor, None if unknown else reply, identity))
+                results.append(self._drive(call, anchor, None if unknown else reply, identity, together=True))
             except Exception as error:  # noqa: BLE001 - handed to the caller, who raises it
                 results.append(error)
         return results
@@ -176,13 +199,15 @@ class Appender:
                 self.links.drop_idle()
         return b"0-0"
 
-    def _drive(self, call: Call, anchor: bytes, reply: Reply = None, history: bytes = b"") -> tuple[bytes, bytes]:
+    def _drive(
+        self, call: Call, anchor: bytes, reply: Reply = None, history: bytes = b"", *, together: bool = False
+    ) -> tuple[bytes, bytes]:
         protocol = append()
-        performance = _Performance(self, call, anchor, history if isinstance(reply, Lost) else b"")
+        performance = _Performance(self, call, anchor, history if isinstance(reply, Lost) else b"", together=together)
         try:
             effect = next(protocol)
             if reply is not None:
-                effect = protocol.send(reply)
+                effect = protocol.send(self.judged(call, reply, together=together))
             while True:
                 effect = protocol.send(performance.perform(effect))
         except StopIteration as stop:
@@ -214,8 +239,38 @@ class Appender:
         """Return a number above those of all attempts before."""
         return next(self._stamps)
 
+    def judged(self, call: Call, reply: Reply, *, together: bool) -> Reply:
+        """Say what is to become of a call that was refused for want of room; return other replies as they are.
+
+        Args:
+            call: it.
+            reply: what the server answered.
+            together: it is one of several, which must not wait for it.
+        """
+        if not isinstance(reply, Refused) or reply.code not in {"BACKLOG", "OOM"}:
+            return reply
+        policy = self.policy_of(call)
+        if reply.code == "OOM":
+            # A full Redis can accept nothing, whatever the policy; but whoever will not wait need not.
+            if policy is not Backpressure.REJECT:
+                return reply
+            held = Held(OUT_OF_MEMORY, 0, 0)
+        else:
+            held = Held.parse(reply.text)
+            if together and policy is Backpressure.BLOCK:
+                policy = Backpressure.REJECT
+        retry_after = self._drainage.retry_after_seconds(call.partition, held, time.monotonic())
+        return Full(policy, call.partition, held, retry_after)
+
     def command(
-        self, link: Link, call: Call, anchor: bytes, stamp: int, doubt: EntryID | None = None
+        self,
+        link: Link,
+        call: Call,
+        anchor: bytes,
+        stamp: int,
+        doubt: EntryID | None = None,
+        *,
+        through: bool = False,
     ) -> tuple[Any, ...]:
         """Return one attempt as a command; an anchor makes it a retry, FENCE_ONLY makes it overtake older calls.
 
@@ -225,6 +280,7 @@ class Appender:
             anchor: see above.
             stamp: its number.
             doubt: the first entry that was lost with the history in which an attempt may have been executed.
+            through: it is appended whatever the limits say.
         """
         partition = call.partition
         return (
@@ -240,6 +296,7 @@ class Appender:
             call.call_id,
             anchor,
             self.search_entries_max if doubt is None else f"{self.search_entries_max} {doubt}",
+            *(EXEMPT if through else self._admissions[self._memory.short]),
             *call.arguments,
         )
 
@@ -252,9 +309,10 @@ class Appender:
 class _Performance:
     """Performs the effects of one call on one link after another."""
 
-    __slots__ = ("_anchor", "_appender", "_call", "_deadline", "_histories", "_link", "fenced", "identity")
+    __slots__ = ("_anchor", "_appender", "_call", "_deadline", "_histories", "_link", "_together", "fenced", "identity")
 
-    def __init__(self, appender: Appender, call: Call, anchor: bytes, history: bytes) -> None:
+    def __init__(self, appender: Appender, call: Call, anchor: bytes, history: bytes, *, together: bool) -> None:
+        self._together = together
         self._appender = appender
         self._anchor = anchor
         self._call = call
@@ -301,7 +359,8 @@ class _Performance:
                 if doubt is not None and appender.rewriter.in_sql(partition, doubt):
                     return Refused("DOUBT", str(doubt))
         self._histories.append(appender.history(link, partition))
-        command = appender.command(link, self._call, anchor, stamp, doubt)
+        self._call.through = effect.through
+        command = appender.command(link, self._call, anchor, stamp, doubt, through=effect.through)
         try:
             link.connection.send_packed_command((pack_command(command),), check_health=False)
             return link.receive(disable_decoding=True)  # type: ignore[no-any-return]
@@ -338,11 +397,11 @@ class _Performance:
         except redis.RedisError as error:
             return self._lost(link, error)
 
-    def _refused(self, refused: Refused) -> Refused:
+    def _refused(self, refused: Refused) -> Reply:
         if refused.code in {"LOADING", "MASTERDOWN", "NOAUTH", "READONLY", "UNBLOCKED"} and self._link is not None:
             self._appender.drop(self._link)
             self._link = None
-        return refused
+        return self._appender.judged(self._call, refused, together=self._together)
 
     def _lost(self, link: Link, error: Exception) -> Lost:
         self._appender.suspect[self._call.partition] = self._appender.stamp()

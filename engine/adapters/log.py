@@ -20,7 +20,7 @@ from writebehind.engine.core.payload import PayloadError, decode
 from writebehind.engine.core.positions import ORIGIN, EntryID
 from writebehind.engine.errors import ConfigurationError, RedisUnavailable
 
-__all__ = ["GROUP", "Acknowledgement", "Log", "LogState", "RawEntry", "made_ms"]
+__all__ = ["GROUP", "Acknowledgement", "Log", "LogState", "RawEntry"]
 
 GROUP = b"flushers"
 KEYS_PER_SCRIPT = 1000
@@ -67,6 +67,8 @@ class LogState:
         floor: the epoch that has to be compared with SQL before records of earlier ones are believed; None where that
             was done.
         judged: the epoch below which records were compared with SQL after a rollback, if they ever were.
+        held: what the write script noted when it admitted no more: how few entries SQL must be without for that to end,
+            and why; None where it admits.
         ghosts: entries above the end that the lineage gives their epoch; looked for where there is a floor.
     """
 
@@ -78,6 +80,7 @@ class LogState:
     floor: int | None = None
     judged: int | None = None
     ghosts: Sequence[bytes] = ()
+    held: tuple[int, str] | None = None
 
 
 class Log:
@@ -165,6 +168,7 @@ class Log:
             floor=int(floor) if floor else None,
             judged=int(fields[b"judged"]) if b"judged" in fields else None,
             ghosts=self._ghosts(link, partition, lineage) if floor else (),
+            held=_held(fields.get(b"held")),
         )
 
     def _ghosts(self, link: Link, partition: int, lineage: Mapping[int, EntryID | None]) -> list[bytes]:
@@ -428,14 +432,6 @@ class Log:
                 raise _refused(reply) from reply
 
 
-def made_ms(entry: RawEntry) -> int:
-    """Read from its mutation ID when an entry was made, in milliseconds since 1970; 0 where it does not say."""
-    try:
-        return int(entry[1][1][:11], 16)
-    except (ValueError, IndexError, TypeError):
-        return 0
-
-
 def _refused(error: redis.ResponseError) -> Exception:
     refused = refusal(error)
     if refused.code in {"NOPERM", "WRONGTYPE", "ERR"}:
@@ -444,6 +440,11 @@ def _refused(error: redis.ResponseError) -> Exception:
             "check the user's permissions and the keys",
         )
     return RedisUnavailable(f"Redis refuses to serve the log: {refused.code} {refused.text}", "tried again later")
+
+
+def _held(text: bytes | None) -> tuple[int, str] | None:
+    resume, _, reason = (text or b"").decode().partition(" ")
+    return (int(resume), reason) if resume.isdigit() else None
 
 
 def _position(text: bytes) -> EntryID | None:

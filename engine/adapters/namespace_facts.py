@@ -10,10 +10,11 @@ import sqlalchemy as sa
 
 from writebehind.engine.adapters.control_tables import control, epochs, flushers, namespaces, now_ms, partitions
 from writebehind.engine.adapters.links import Link
-from writebehind.engine.adapters.log import Log, LogState, made_ms
+from writebehind.engine.adapters.log import Log, LogState
 from writebehind.engine.core.contiguity import backlog, begin
 from writebehind.engine.core.facts import NamespaceFacts
 from writebehind.engine.core.keys import Keys
+from writebehind.engine.core.mutation_ids import made_ms
 from writebehind.engine.core.positions import ORIGIN, EntryID
 
 __all__ = ["Applied", "States", "ask_sql", "lag", "partitions_in_redis", "unknown", "waiting", "written"]
@@ -115,7 +116,8 @@ def lag(applied: Applied, states: States, log: Log) -> float | None:
         position = _position(applied, number, state)
         if backlog(position, state.end, state.lineage):
             first: Any = log.read_range(number, position, None, 1)
-            made = made_ms(first[0]) if first else 0
+            fields = first[0][1] if first else None
+            made = made_ms(fields[1]) if fields and len(fields) > 1 else 0
             if made:
                 oldest = min(oldest, made / 1000)
     return max(0.0, time.time() - oldest)

@@ -38,6 +38,7 @@ COMMANDS: Final[Mapping[str, tuple[Any, ...]]] = {
     "XADD": ("{key}", "*", "f", "v"),
     "XDEL": ("{key}", "0-1"),
     "XTRIM": ("{key}", "MINID", "0-1"),
+    "XLEN": ("{key}",),
     "XRANGE": ("{key}", "-", "+"),
     "XREVRANGE": ("{key}", "+", "-"),
     "XINFO|STREAM": ("{key}",),

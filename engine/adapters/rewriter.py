@@ -20,6 +20,7 @@ from writebehind.engine.adapters.rows import Rows
 from writebehind.engine.core.appending import Call
 from writebehind.engine.core.contiguity import Lineage, end_of, parse_lineage
 from writebehind.engine.core.keys import Keys
+from writebehind.engine.core.mutation_ids import made_ms
 from writebehind.engine.core.payload import decode
 from writebehind.engine.core.positions import ORIGIN, EntryID
 from writebehind.engine.core.retention import Accepted, DataLoss, Ring, Single, is_lost
@@ -76,6 +77,7 @@ class Rewriter:
         self._lineages: dict[int, Lineage] = {}
         self._untold: deque[DataLoss] = deque()
         self.wake = Event()
+        self._uncounted: set[int] = set()
         self._vanished: dict[tuple[int, int], EntryID | None] = {}
         self.histories: dict[int, tuple[bytes, bytes]] = {}
         self._reporter = f"writer {socket.gethostname()[:80]}:{os.getpid()}:{secrets.token_hex(3)}"
@@ -143,7 +145,8 @@ class Rewriter:
                 epochs = link.pipeline([("HGET", self._keys.metas[number], "epoch") for number in partitions])
             for number, epoch in zip(partitions, epochs, strict=True):
                 known = self.histories.get(number, (b"", b""))
-                if known != (identity, b"%b %b" % (identity, epoch if isinstance(epoch, bytes) else b"")):
+                now = (identity, b"%b %b" % (identity, epoch if isinstance(epoch, bytes) else b""))
+                if known != now or number in self._uncounted:
                     self.reconcile(number)
         # Only now: while Redis is away nothing grows too old.
         with self._lock:
@@ -180,7 +183,15 @@ class Rewriter:
         lost = sorted((single for each in gone for single in each.singles()), key=lambda single: single.entry_id)
         lost = [single for single in lost if is_lost(single.entry_id, lineage)]
         beyond = [each for each in dropped if is_lost(each, lineage)]
-        unretained, before = self._unretained(partition, beyond, lineage) if beyond else (0, None)
+        unretained, before = 0, None
+        self._uncounted.discard(partition)
+        if beyond:
+            try:
+                unretained, before = self._unretained(partition, beyond, lineage)
+            except DatabaseUnavailable:
+                # Only SQL can tell what is lost of it: asked again at the next look.
+                self._uncounted.add(partition)
+                beyond = []
         if not lost and not unretained:
             return None
         new = lineage.keys() - self._lineages.get(partition, {}).keys()
@@ -215,8 +226,8 @@ class Rewriter:
             applied=passed - len(superseded),
             superseded=len(superseded),
             unretained=unretained,
-            from_ms=_made_ms(lost[0]) if lost else 0,
-            until_ms=_made_ms(lost[-1]) if lost else 0,
+            from_ms=made_ms(lost[0].mutation_id) if lost else 0,
+            until_ms=made_ms(lost[-1].mutation_id) if lost else 0,
             keys=sorted({(table, key) for single in superseded for _, table, key, _ in decode(single.payload)}),
         )
 
@@ -237,18 +248,17 @@ class Rewriter:
             partition: its number.
             beyond: of each epoch, the last entry that was lost and is not kept.
             lineage: the new history's.
+
+        Raises:
+            DatabaseUnavailable: SQL cannot be asked what it has.
         """
-        try:
-            applied = self._rows.applied_of(self._keys.namespace, [partition])[partition]
-        except DatabaseUnavailable:
-            applied = None
+        applied = self._rows.applied_of(self._keys.namespace, [partition])[partition]
         count, first = 0, None
         for last in sorted(beyond, reverse=True):
             end = end_of(last.epoch, lineage) if last.epoch in lineage else None
             known = end.sequence if end is not None and end.epoch == last.epoch else -1
-            if applied is not None:
-                here = applied.offset.epoch == last.epoch
-                known = max(known, applied.offset.sequence if here else applied.ended.get(last.epoch, -1))
+            here = applied.offset.epoch == last.epoch
+            known = max(known, applied.offset.sequence if here else applied.ended.get(last.epoch, -1))
             if last.sequence > known:
                 count += last.sequence - known
                 first = EntryID(last.epoch, known + 1)
@@ -331,7 +341,3 @@ def _again(partition: int, single: Single, entry_id: EntryID) -> Accepted:
     arguments = [1, 0, single.payload, len(single.operations), *operations]
     call = Call(partition, single.mutation_id, 1, list(single.records), arguments, len(single.payload))
     return Accepted(call, str(entry_id).encode(), time.monotonic(), single.original)
-
-
-def _made_ms(single: Single) -> int:
-    return int(single.mutation_id[:11], 16)

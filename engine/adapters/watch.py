@@ -1,4 +1,4 @@
-"""Looking for a new history of Redis also while the application writes nothing."""
+"""Looking at Redis now and then, also while the application writes nothing: for a new history, and for its memory."""
 
 import logging
 import weakref
@@ -6,6 +6,7 @@ from threading import Event, Thread, current_thread
 
 import redis
 
+from writebehind.engine.adapters.memory import Memory
 from writebehind.engine.adapters.rewriter import Rewriter
 from writebehind.engine.errors import RedisUnavailable
 
@@ -18,16 +19,17 @@ logger = logging.getLogger(__name__)
 
 
 class Watch:
-    """A thread that looks for a new history also while the application writes nothing. It keeps no engine alive.
+    """A thread that looks at Redis once a second. It keeps no engine alive.
 
     Args:
-        rewriter: what to let look.
+        rewriter: looks for a new history.
+        memory: looks at the memory.
     """
 
-    def __init__(self, rewriter: Rewriter) -> None:
+    def __init__(self, rewriter: Rewriter, memory: Memory) -> None:
         self._stopping = Event()
         self._wake = rewriter.wake
-        arguments = (weakref.ref(rewriter), self._wake, self._stopping)
+        arguments = (weakref.ref(rewriter), memory, self._wake, self._stopping)
         self._thread = Thread(target=_watch, args=arguments, daemon=True, name="writebehind-watch")
         self._thread.start()
 
@@ -40,7 +42,7 @@ class Watch:
             self._thread.join(STOP_SECONDS_MAX)
 
 
-def _watch(known: "weakref.ref[Rewriter]", wake: Event, stopping: Event) -> None:
+def _watch(known: "weakref.ref[Rewriter]", memory: Memory, wake: Event, stopping: Event) -> None:
     while True:
         wake.wait(WATCH_SECONDS)
         wake.clear()
@@ -52,11 +54,12 @@ def _watch(known: "weakref.ref[Rewriter]", wake: Event, stopping: Event) -> None
             return
         try:
             rewriter.look()
+            memory.look()
         except (RedisUnavailable, redis.ResponseError):
             # The next write says so; until Redis is back there is nothing to write again to.
             continue
         except Exception:
             # Whatever it is, it may pass, and the thread must not end with it.
-            logger.exception("looking for a new history of Redis")
+            logger.exception("looking at Redis")
         finally:
             del rewriter

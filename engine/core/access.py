@@ -38,7 +38,9 @@ _EPOCH: Final = frozenset(
 )
 """Opening an epoch, as every script call may have to."""
 
-_APPEND: Final = frozenset({"hmget", "exists", "hget", "xinfo|stream", "xrevrange", "xadd", "hset", "del", "persist"})
+_APPEND: Final = frozenset(
+    {"hmget", "exists", "hget", "xinfo|stream", "xlen", "xrevrange", "xadd", "hset", "hdel", "del", "persist"}
+)
 _READ: Final = frozenset({"hget", "hgetall", "hmget", "xinfo|stream"})
 _REWRITE: Final = frozenset({"hgetall", "xinfo|groups", "xpending", "xrange"})
 _CONFIRM: Final = frozenset({"hincrby"})

@@ -16,7 +16,8 @@ Invariants:
     run --Accepted--> done
      |--Refused TIMELINE--> open epoch --> run
      |--Refused FENCED--> run
-     |--Refused, passing--> pause --> run
+     |--Full (a limit on the backlog)--> pause --> run, or raise, or run whatever the limits say
+ |--Refused, passing--> pause --> run
      |--Lost (sent, no reply)--> pause --> run as a retry
      |--Unsent--> pause --> run
      '--Refused, final--> raise
@@ -26,6 +27,8 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
+from writebehind.engine.config import Backpressure
+from writebehind.engine.core.pressure import Held
 from writebehind.engine.errors import (
     ConfigurationError,
     RedisUnavailable,
@@ -34,7 +37,7 @@ from writebehind.engine.errors import (
     WriteOutcomeUnknown,
 )
 
-__all__ = ["Call", "Effect", "Lost", "OpenEpoch", "Pause", "Refused", "Reply", "Run", "Unsent", "append"]
+__all__ = ["Call", "Effect", "Full", "Lost", "OpenEpoch", "Pause", "Refused", "Reply", "Run", "Unsent", "append"]
 
 
 @dataclass(slots=True)
@@ -48,6 +51,7 @@ class Call:
         records: names of the record hashes, in the order of the operations.
         arguments: the script's arguments from the number of entries on.
         payload_bytes: size of the payloads together.
+        through: it was appended whatever the limits say, on condition that its writer waits until SQL has it.
     """
 
     partition: int
@@ -56,13 +60,15 @@ class Call:
     records: list[str]
     arguments: list[Any] = field(repr=False)
     payload_bytes: int
+    through: bool = False
 
 
 @dataclass(slots=True)
 class Run:
-    """Run the script. ``retry``: an earlier attempt may have been executed."""
+    """Run the script. ``retry``: an earlier attempt may have been executed. ``through``: whatever the limits say."""
 
     retry: bool
+    through: bool = False
 
 
 @dataclass(slots=True)
@@ -89,6 +95,23 @@ class Refused:
 
 
 @dataclass(slots=True)
+class Full:
+    """A limit on what is not in SQL yet is reached; the call had no effect.
+
+    Attributes:
+        policy: what is to become of the call.
+        partition: its partition.
+        held: what the script says.
+        retry_after_seconds: when there may be room again.
+    """
+
+    policy: Backpressure
+    partition: int
+    held: Held
+    retry_after_seconds: float
+
+
+@dataclass(slots=True)
 class Lost:
     """The call was sent, or partly, and no answer came: it may have been executed, or may be yet."""
 
@@ -102,7 +125,7 @@ class Unsent:
     error: Exception
 
 
-Reply = bytes | Refused | Lost | Unsent | bool | None
+Reply = bytes | Refused | Full | Lost | Unsent | bool | None
 """``Run`` gets the last entry's ID or a failure; ``OpenEpoch`` None or a failure; ``Pause`` whether time is left."""
 
 PASSING = frozenset(
@@ -129,16 +152,21 @@ def append() -> Generator[Effect, Reply, bytes]:
 
     Raises:
         RedisUnavailable: time ran out; nothing was written.
+        BacklogFull: time ran out, or the policy is not to wait; nothing was written.
         WriteOutcomeUnknown: time ran out, or the log is too long to search, after a reply was lost.
         ValidationError: an increment leaves its column's range; nothing was written.
         ConfigurationError: the server refuses the script for good; nothing was written.
     """
     attempt = 0
     lost: Exception | None = None
+    through = False
     while True:
-        reply = yield Run(retry=lost is not None)
+        reply = yield Run(retry=lost is not None, through=through)
         if type(reply) is bytes:
             return reply
+        if isinstance(reply, Full) and reply.policy is Backpressure.WRITE_THROUGH and not through:
+            through = True
+            continue
         if isinstance(reply, Refused) and reply.code == "TIMELINE":
             reply = yield OpenEpoch()
             if reply is None and attempt == 0:
@@ -149,6 +177,8 @@ def append() -> Generator[Effect, Reply, bytes]:
             lost = reply.error
         elif isinstance(reply, Refused) and reply.code not in PASSING:
             raise final(reply, lost)
+        elif isinstance(reply, Full) and reply.policy is Backpressure.REJECT:
+            raise exhausted(reply, lost)
         if (yield Pause(attempt)) is False:
             raise exhausted(reply, lost)
 
@@ -160,6 +190,8 @@ def exhausted(reply: Reply, lost: Exception | None) -> WriteBehindError:
             f"the reply to a write was lost ({lost}) and Redis could not be asked again in time",
             "the write may be in the log; read the record before you repeat it",
         )
+    if isinstance(reply, Full):
+        return reply.held.error(reply.partition, reply.retry_after_seconds)
     if isinstance(reply, Refused):
         hint = (
             "Redis is out of memory: flushing frees some" if reply.code == "OOM" else "nothing was written; try later"

@@ -84,6 +84,7 @@ class TableChanges:
         updates: changes to parts of rows, by key text.
         deletes: key values of rows to delete, by key text.
         versions: by partition and key text, the ID of the last entry that touched the record's hash.
+        refused: key texts of puts that the database refuses, with the reason, as a bulk path has found them.
         touched: key texts whose last mutation was no put, so that the hash may be anything but whole.
     """
 
@@ -98,6 +99,7 @@ class TableChanges:
         "inserts",
         "key_columns",
         "puts",
+        "refused",
         "touched",
         "updates",
         "versions",
@@ -125,6 +127,7 @@ class TableChanges:
         self.versions: dict[int, dict[str, bytes]] = {}
         self._versions: dict[str, bytes] = {}
         self.touched: set[str] = set()
+        self.refused: dict[str, Exception] = {}
 
     def __len__(self) -> int:
         return len(self.appended) + len(self.inserts) + len(self.puts) + len(self.updates) + len(self.deletes)

@@ -24,7 +24,7 @@ from writebehind.engine.config import FIELDS_MAX, MEMBERS_MAX, PAYLOAD_BYTES_MAX
 from writebehind.engine.core.values import JsonText
 from writebehind.engine.errors import ConfigurationError
 
-__all__ = ["LETTER", "VERSION", "Mutation", "Op", "PayloadError", "decode", "encode", "encode_group"]
+__all__ = ["LETTER", "VERSION", "Damaged", "Mutation", "Op", "PayloadError", "decode", "encode", "encode_group"]
 
 VERSION: Final = 1
 
@@ -38,8 +38,8 @@ Mutation: TypeAlias = tuple[int, str, str, dict[str, Any]]
 class Op(IntEnum):
     """What a payload does. ``GROUP`` holds mutations; it is never one itself.
 
-    ``REPLAY`` and ``DISCARD`` change no row by themselves: they tell the flusher, at their place in the log, to apply or to
-    drop the dead letter whose ``place`` their values name as ``LETTER``; a replay's other values replace the letter's.
+    ``REPLAY`` and ``DISCARD`` change no row by themselves: they tell the flusher, at their place in the log, to apply
+    or to drop the dead letter that their values name as ``LETTER``; a replay's other values replace the letter's.
     """
 
     GROUP = 0
@@ -54,6 +54,10 @@ class Op(IntEnum):
 
 class PayloadError(ConfigurationError):
     """A payload that this release cannot read: halt, because its key and its effect are unknown."""
+
+
+class Damaged(PayloadError):
+    """A payload that no release can read."""
 
 
 _FIRST_OP: Final = int(Op.PUT)  # plain ints: comparing with members of an IntEnum doubles the time of decode
@@ -249,7 +253,7 @@ def _refusal(version: int, op: int | None) -> PayloadError:
     return PayloadError(f"a log entry has the unknown operation {op}", "run flushers at least as new as the writers")
 
 
-def _unbounded(key_text: str, values: Mapping[str, Any]) -> PayloadError:
+def _unbounded(key_text: str, values: Mapping[str, Any]) -> Damaged:
     if len(values) > FIELDS_MAX:
         return _beyond(f"{len(values)} columns; {FIELDS_MAX} are the limit")
     if len(key_text) > _KEY_TEXT_MAX:
@@ -257,15 +261,15 @@ def _unbounded(key_text: str, values: Mapping[str, Any]) -> PayloadError:
     return _beyond("a list or a map as a value; a JSON document is text here")
 
 
-def _beyond(what: str) -> PayloadError:
-    return PayloadError(
+def _beyond(what: str) -> Damaged:
+    return Damaged(
         f"a log entry's payload has {what}",
         "no writer of this product writes such: find out who else writes to this stream",
     )
 
 
-def _damaged(payload: bytes, error: Exception) -> PayloadError:
-    return PayloadError(
+def _damaged(payload: bytes, error: Exception) -> Damaged:
+    return Damaged(
         f"a log entry's payload of {len(payload)} bytes is not in the wire format: {type(error).__name__}",
         "another program wrote to the log, or the entry is damaged; inspect it with XRANGE",
     )

@@ -4,14 +4,18 @@ Rows of one batch may differ in their columns, because writers of several releas
 the same time. What a row does not name is not written.
 """
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from writebehind.engine.adapters.declaration import DeclaredTable
+from writebehind.engine.config import UnknownColumns
 from writebehind.engine.core.coalescing import Update
-from writebehind.engine.errors import ConfigurationError
+from writebehind.engine.errors import ConfigurationError, PoisonEntryError
 
 __all__ = ["Assignment", "Row", "rows_by_columns", "updates_by_assignment"]
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 """Wire values by column name."""
@@ -28,7 +32,7 @@ def rows_by_columns(declared: DeclaredTable, rows: Iterable[Row]) -> dict[tuple[
     """Return the rows by their columns in table order, each group in the order of the rows.
 
     Raises:
-        ConfigurationError: a row names a column that is not declared.
+        ConfigurationError, PoisonEntryError: a row names a column that is not declared, and that is not ignored.
     """
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -48,7 +52,7 @@ def updates_by_assignment(declared: DeclaredTable, updates: Iterable[Update]) ->
     """Return the updates by the columns that they set and add to, each group in the order of the updates.
 
     Raises:
-        ConfigurationError: an update names a column that is not declared.
+        ConfigurationError, PoisonEntryError: an update names one, likewise.
     """
     groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Update]] = {}
     for update in updates:
@@ -67,11 +71,21 @@ def updates_by_assignment(declared: DeclaredTable, updates: Iterable[Update]) ->
 
 def _in_table_order(declared: DeclaredTable, columns: tuple[str, ...]) -> tuple[str, ...]:
     positions: Mapping[str, int] = {column.name: position for position, column in enumerate(declared.entity.columns)}
-    unknown = [name for name in columns if name not in positions]
+    unknown = sorted(name for name in columns if name not in positions)
     if unknown:
-        raise ConfigurationError(
-            f"the log writes to {', '.join(sorted(unknown))} of table {declared.entity.name}, "
-            "which this flusher's declaration does not have",
-            "run flushers at least as new as the writers, or restore the column in the model",
-        )
+        _refuse(declared, unknown)
+        columns = tuple(name for name in columns if name in positions)
     return tuple(sorted(columns, key=positions.__getitem__))
+
+
+def _refuse(declared: DeclaredTable, unknown: Sequence[str]) -> None:
+    """Do what the table's policy says about columns that are not declared; return where they are to be left out."""
+    what = (
+        f"the log writes to {', '.join(unknown)} of table {declared.entity.name}, "
+        "which this flusher's declaration does not have"
+    )
+    if declared.unknown_columns is UnknownColumns.IGNORE:
+        logger.warning("%s: their values are not written", what)
+        return
+    kind = PoisonEntryError if declared.unknown_columns is UnknownColumns.DEAD_LETTER else ConfigurationError
+    raise kind(what, "run flushers at least as new as the writers, or restore the column in the model")

@@ -12,16 +12,17 @@ Whatever name stands in a statement here comes from the declaration and is quote
 - Up to 100 rows executemany is as fast; 50 temporary tables cost each transaction 10 ms.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import psycopg
 import sqlalchemy as sa
 
 from writebehind.engine.adapters.declaration import DeclaredTable
-from writebehind.engine.core.coalescing import Update
-from writebehind.engine.errors import ConfigurationError, PoisonEntryError
+from writebehind.engine.core.coalescing import TableChanges, Update
+from writebehind.engine.errors import ConfigurationError, PoisonEntryError, TransientError
 from writebehind.flushers.bulk.grouping import Assignment, Row
+from writebehind.flushers.bulk.screening import Check, checks_of, refused
 from writebehind.flushers.bulk.staging import POSITION, Staging, run
 from writebehind.flushers.bulk.upsert import UpsertPath
 
@@ -49,6 +50,16 @@ class CopyPath(UpsertPath):
     def __init__(self, dialect: sa.Dialect) -> None:
         super().__init__(dialect)
         self._stagings: dict[tuple[sa.Table, tuple[str, ...], bool], Staging] = {}
+        self._checks: dict[sa.Table, tuple[Check, ...]] = {}
+        self._refused: dict[str, Exception] = {}
+
+    def apply(self, connection: sa.Connection, declared: DeclaredTable, changes: TableChanges) -> int:
+        """Write all but the deletes, and but the puts that constraints refuse; see ``BulkPath.apply``.
+
+        Durability, Repeat, Crash: see ``BulkPath``.
+        """
+        self._refused = changes.refused
+        return super().apply(connection, declared, changes)
 
     def _sorted(
         self, declared: DeclaredTable, items: list[_Item], key_of: Callable[..., Callable[[_Item], Any]]
@@ -73,7 +84,15 @@ class CopyPath(UpsertPath):
         if len(rows) < COPY_ROWS_MIN:
             super()._put(connection, declared, columns, rows)
             return
-        staging, cursor = self._stage(connection, declared, columns, rows)
+        checks = [
+            check
+            for check in self._checks_of(connection, declared)
+            if all(name in columns for name, _ in check.columns)
+        ]
+        staging, cursor = self._stage(connection, declared, columns, rows, numbered=bool(checks))
+        found = refused(connection, cursor, staging, checks) if checks else {}
+        if found:
+            self._note_refused(connection, declared, rows, found)
         key = [column.name for column in declared.entity.key]
         order = ", ".join(f"s.{staging.columns[name]}" for name in key)
         conflict = ", ".join(staging.columns[name] for name in key)
@@ -84,7 +103,25 @@ class CopyPath(UpsertPath):
         with cursor:
             count = run(connection, cursor, insertion)
         if sets:
-            _check(declared, count, len(rows))
+            _check(declared, count, len(rows) - len(found))
+
+    def _checks_of(self, connection: sa.Connection, declared: DeclaredTable) -> tuple[Check, ...]:
+        checks = self._checks.get(declared.table)
+        if checks is None:
+            checks = self._checks[declared.table] = checks_of(connection, declared, self._table(declared))
+        return checks
+
+    def _note_refused(
+        self, connection: sa.Connection, declared: DeclaredTable, rows: Sequence[Row], found: Mapping[int, str]
+    ) -> None:
+        if checks_of(connection, declared, self._table(declared)) != self._checks.pop(declared.table):
+            raise TransientError(
+                f"the constraints of {declared.entity.name} have changed", "the batch is tried again with the new ones"
+            )
+        for position, name in found.items():
+            self._refused[declared.plan.key_text(rows[position])] = PoisonEntryError(
+                f"a row of {declared.entity.name} violates {name}", "replay it with a correction, or discard it"
+            )
 
     def _update(
         self, connection: sa.Connection, declared: DeclaredTable, assignment: Assignment, updates: list[Update]

@@ -32,6 +32,7 @@ WRONG = 3
 MEANINGS = {
     Verdict.AGREES: "agree",
     Verdict.PENDING: "pending: their last change is on its way to SQL",
+    Verdict.DEAD_LETTERED: "dead-lettered: SQL refused a change of them; see 'dead-letters list'",
     Verdict.SUSPECT: "from before a rollback of Redis: reads ask SQL, the next takeover removes them",
     Verdict.LEFT_OVER: "left over: SQL has them, they should have been removed; harmless",
     Verdict.LOST: "LOST: their last change will never be in SQL",

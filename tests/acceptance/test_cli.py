@@ -18,7 +18,6 @@ import sqlalchemy as sa
 
 from writebehind.engine import WriteBehind
 from writebehind.engine.adapters.control_tables import partitions
-from writebehind.engine.core.partitioning import partition_of
 from writebehind.engine.receipts import Receipt
 
 if TYPE_CHECKING:
@@ -395,17 +394,14 @@ def test_drain_says_what_remains(open_shop: ShopFactory, postgresql_url: str) ->
 
 
 def test_drain_names_what_is_halted(shop: Shop) -> None:
-    """What SQL refuses remains, with its reason; after the cause is mended a drain ends with 0, and so does status."""
-    poison = shop.put(KEYS)[7]
-    shop.sql(
-        "CREATE TRIGGER refuse BEFORE INSERT ON accounts WHEN NEW.id = 7 BEGIN SELECT RAISE(ABORT, 'no sevens'); END"
-    )
+    """What cannot be flushed remains, with its reason; when that is mended a drain ends with 0, and so does status."""
+    shop.put(KEYS)
+    shop.sql("ALTER TABLE accounts RENAME TO elsewhere")
     said = shop.call("drain", "--timeout", "3", code=2)
-    reason = f"partition {poison.partition} HALTED: entry {poison.entry_id}: "
-    assert reason in said
-    assert "no sevens" in said
-    assert reason in shop.call("status", code=3)
-    shop.sql("DROP TRIGGER refuse")
+    assert "HALTED: entry " in said
+    assert "accounts" in said
+    assert "HALTED: entry " in shop.call("status", code=3)
+    shop.sql("ALTER TABLE elsewhere RENAME TO accounts")
     assert shop.call("drain", "--timeout", "60").strip() == "drained"
     assert shop.rows() == dict.fromkeys(KEYS, 1)
     assert shop.status()["halted"] == []
@@ -595,39 +591,29 @@ def test_missing_control_tables_are_named(open_shop: ShopFactory, database_url: 
     indirect=["database_url"],
     ids=["trigger, sqlite", "check, postgresql", "not null, postgresql", "check, mariadb"],
 )
-def test_a_refused_entry_halts_its_partition_only(
+def test_a_refused_entry_costs_its_key_only(
     open_shop: ShopFactory, database_url: str, breaks: str, mends: str, reason: str
 ) -> None:
-    """Entry and reason are named, the others flow, nothing is lost, and it resumes by itself when that is mended."""
+    """Entry and reason are named, everybody else flows, and a replay brings it in when the cause is mended."""
     shop = open_shop(database_url)
     shop.sql(breaks)
-    halted = partition_of("7", PARTITIONS)
-    beside = [key for key in KEYS if partition_of(str(key), PARTITIONS) == halted and key != 7]
-    elsewhere = [key for key in KEYS if partition_of(str(key), PARTITIONS) != halted]
     records = {key: {"id": key, "balance": key, "note": "x"} for key in KEYS} | {7: {"id": 7, "balance": -1}}
-
-    def put(keys: Sequence[int]) -> list[Receipt]:
-        with shop.engine.batch() as batch:
-            return [batch.put(accounts, records[key]) for key in keys]
-
     with shop.running() as daemon:
-        before, (poison,), after = put(beside[:3]), put([7]), put(beside[3:])
-        for receipt in (*before, *put(elsewhere)):
+        with shop.engine.batch() as batch:
+            receipts = {key: batch.put(accounts, records[key]) for key in KEYS}
+        for receipt in receipts.values():
             receipt.wait()
-        daemon.wait_for(f"partition {halted} HALTED at entry {poison.entry_id}: ")
-        found = shop.status(code=3)
-        assert found["halted"] == [halted]
-        assert found["backlog"] == found["partitions"][halted]["backlog"] == 1 + len(after)
-        assert f"entry {poison.entry_id}: " in found["partitions"][halted]["halted"]
-        assert reason in found["partitions"][halted]["halted"]
-        assert f"partition {halted} HALTED: entry {poison.entry_id}: " in shop.call("status", code=3)
-        assert shop.rows() == {key: key for key in (*beside[:3], *elsewhere)}
-        for receipt in put(elsewhere):
-            receipt.wait()
+        daemon.wait_for("DEAD LETTER ")
+        daemon.wait_for(f"SQL refuses entry {receipts[7].entry_id} of accounts")
+        found = shop.status()
+        counts = {"refused": 1, "retrying": 0, "waiting": 0}
+        assert (found["halted"], found["backlog"], found["dead_letters"]) == ([], 0, {"accounts": counts})
+        assert "dead letters of accounts: 1 refused" in shop.call("status")
+        assert reason in shop.call("dead-letters", "list")
+        assert shop.rows() == {key: key for key in KEYS if key != 7}
         shop.sql(mends)
-        after[-1].wait()
-        daemon.wait_for(f"partition {halted} flushes again")
-        assert shop.status()["halted"] == []
+        shop.call("dead-letters", "replay", "--all", "--wait", "30")
+        assert shop.status()["dead_letters"] == {}
         assert daemon.end() == 0
     assert shop.rows() == {key: records[key]["balance"] for key in KEYS}
 

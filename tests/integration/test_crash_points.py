@@ -15,8 +15,9 @@ from writebehind.engine import WriteBehind
 from writebehind.engine.adapters.control_tables import flushers, partitions
 from writebehind.engine.adapters.log import GROUP, Log
 from writebehind.flushers import Flusher, FlusherSettings, initialise, status
-from writebehind.flushers.flush import Acknowledge, Begin, Commit, Fence, Fenced, Write
+from writebehind.flushers.flush import Acknowledge, Begin, Commit, Fence, Write
 from writebehind.flushers.flush import Effect as FlushEffect
+from writebehind.flushers.flush import Reply as FlushReply
 from writebehind.recovery import reclaim
 from writebehind.recovery.takeover import Effect as TakeoverEffect
 from writebehind.recovery.takeover import Reply
@@ -119,7 +120,7 @@ class Mortal(Flusher):
             patch.setattr(reclaim, "perform", self._patched)
             super().run(until)
 
-    def perform(self, effect: FlushEffect) -> Fenced | None:
+    def perform(self, effect: FlushEffect) -> FlushReply:
         """Do one effect of the flush protocol, or die at it."""
         try:
             return self._crash.around(effect, lambda: super(Mortal, self).perform(effect), self._acknowledged)

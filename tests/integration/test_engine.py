@@ -26,7 +26,8 @@ from writebehind.engine import (
 )
 from writebehind.engine.core.partitioning import partition_of
 from writebehind.flushers import Flusher, FlusherSettings, drain, initialise, status
-from writebehind.flushers.flush import Acknowledge, Commit, Effect, Fenced
+from writebehind.flushers.flush import Acknowledge, Commit, Effect
+from writebehind.flushers.flush import Reply as FlushReply
 
 if TYPE_CHECKING:
     from conftest import OwnRedisFactory
@@ -517,7 +518,7 @@ def test_another_number_of_partitions_is_refused_by_sql(make: Factory, database_
         other.start()
 
 
-@pytest.mark.parametrize("which", ["log", "meta", "record", "record of a hash"])
+@pytest.mark.parametrize("which", ["log", "log that is ahead", "meta", "record", "record of a hash"])
 def test_a_foreign_key_in_redis_leaves_nothing_half_written(single: WriteBehind, client: Any, which: str) -> None:
     """Where a name is taken by something else, a write is refused and neither log nor records change."""
     single.put(accounts, account(1))
@@ -525,7 +526,9 @@ def test_a_foreign_key_in_redis_leaves_nothing_half_written(single: WriteBehind,
         which, single.keys.record(0, "accounts", "2")
     )
     client.delete(taken)
-    if which == "record of a hash":
+    if which == "log that is ahead":
+        client.xadd(single.keys.logs[0], {"foreign": "entry"}, id=f"{2**53}-0")
+    elif which == "record of a hash":
         client.hset(taken, mapping={":state": "full", "balance": "many"})
     else:
         client.set(taken, "foreign")
@@ -640,7 +643,7 @@ def test_a_record_written_since_its_flush_does_not_expire(single: WriteBehind, c
     }
 
     class Interrupted(Flusher):
-        def perform(self, effect: Effect) -> Fenced | None:
+        def perform(self, effect: Effect) -> FlushReply:
             reply = super().perform(effect)
             if isinstance(effect, Commit):
                 writes[later]()

@@ -10,7 +10,7 @@ import redis
 import sqlalchemy as sa
 
 from writebehind.engine import DataLossDetected, EngineSettings, RedisUnavailable, ValidationError, WriteBehind
-from writebehind.engine.adapters.control_tables import flushers, partitions
+from writebehind.engine.adapters.control_tables import dead_letters, flushers, partitions
 from writebehind.engine.adapters.fsync import Fsync, confirm, waitaof_waits
 from writebehind.engine.adapters.links import Links
 from writebehind.engine.adapters.log import GROUP, Acknowledgement, Log
@@ -19,8 +19,10 @@ from writebehind.engine.core.positions import EntryID
 from writebehind.engine.errors import LeaseLost
 from writebehind.flushers import Flusher, FlusherSettings, drain, initialise, status
 from writebehind.flushers.batch import Batch
-from writebehind.flushers.flush import Begin, Commit, Effect, Fence, Fenced, Write
+from writebehind.flushers.flush import Begin, Commit, Effect, Fence, Write
+from writebehind.flushers.flush import Reply as FlushReply
 from writebehind.flushers.leases import Leases
+from writebehind.flushers.letters import Letters
 
 QUICK = FlusherSettings(linger_seconds=0, lease_ttl_seconds=2, retention_seconds=0, halt_retry_seconds=0.2)
 DRAIN_SECONDS = 10
@@ -53,7 +55,7 @@ class Stepped(Flusher):
         super().__init__(app, QUICK)
         self.dies_at = dies_at
 
-    def perform(self, effect: Effect) -> Fenced | None:
+    def perform(self, effect: Effect) -> FlushReply:
         """Do an effect, to its end."""
         if self.dies_at is not None and isinstance(effect, self.dies_at):
             raise Killed
@@ -230,19 +232,23 @@ def test_the_watermark_never_leads(app: WriteBehind, client: Any, flusher: Calla
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-def test_a_refused_row_holds_its_partition(
+def test_a_refused_row_costs_its_key_only(
     request: pytest.FixtureRequest, redis_url: str, namespace: str, database: str
 ) -> None:
-    """What comes before a row that the database refuses lands; nothing after it does, and nothing is skipped."""
+    """What stands around a row that the database refuses lands; what comes after it for its key waits."""
     url = request.getfixturevalue(f"{database}_url")
     with engine(redis_url, url, namespace) as app:
         initialise(app, create_tables=True)
         increment(app, 3)
         app.put(accounts, {"id": 2, "balance": 666})
         app.put(accounts, {"id": 3, "balance": 1})
-        last = drain(app, 1.5, QUICK)
-        assert (last.backlog, len(last.halted)) == (2, 1)
-        assert balances(app) == {1: 3}
+        finish(app)
+        app.patch(accounts, 2, {"balance": 2})
+        finish(app)
+        assert balances(app) == {1: 3, 3: 1}
+        with app.database.connect() as connection:
+            found = connection.execute(sa.select(dead_letters).order_by(dead_letters.c.place)).all()
+        assert [(row.record_key, row.failure) for row in found] == [("2", "poison"), ("2", "")]
 
 
 def test_a_lock_that_is_not_granted_in_time_skips_nothing(redis_url: str, mariadb_url: str, namespace: str) -> None:
@@ -269,7 +275,7 @@ def test_a_row_is_not_overwritten_by_another_keys(app: WriteBehind) -> None:
     """A record with the unique value of another one is refused by SQL, and the other one stays as it is."""
     app.put(users, {"id": 1, "name": "Ada"})
     app.put(users, {"id": 2, "name": "Ada"})
-    assert len(drain(app, 1.5, QUICK).halted) == 1
+    finish(app)
     with app.database.connect() as connection:
         assert connection.execute(sa.select(users)).all() == [(1, "Ada")]
 
@@ -321,7 +327,7 @@ def test_a_lease_of_another_is_not_released(app: WriteBehind, flusher: Callable[
     old.serve()
     expire(app)
     new.serve()
-    leases = Leases(app.database, app.keys.namespace, old.holder, 2)
+    leases = Leases(app.database, app.keys.namespace, old.holder, 2, Letters(app.keys.namespace, 0))
     leases.release({0: old.cursors[0].token})
     leases.release({0: new.cursors[0].token})
     assert status(app).partitions[0].holder == new.holder

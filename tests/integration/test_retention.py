@@ -17,6 +17,7 @@ import servers
 from running import flushing
 from writebehind.drills.proxy import Mishap, Proxy
 from writebehind.engine import (
+    DatabaseUnavailable,
     DataLoss,
     DataLossDetected,
     Durability,
@@ -474,3 +475,32 @@ def test_an_emptied_redis_is_filled_again(world: World, *, drained: bool) -> Non
     drain(world.app, DEADLINE_SECONDS, SETTINGS)
     assert world.rows() == {1: ("Grace", 118 if drained else 117), 3: ("Cy", 1)}
     assert world.kinds() == ["a", "b", "c"]
+
+
+def test_what_is_not_kept_is_counted_once_sql_answers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While SQL is away nobody knows what is lost: nothing is said of it, and it is counted when SQL is back."""
+    world.app.close()
+    with contextlib.closing(world.engine(retained_bytes_max=0)) as app:
+        app.put(accounts, {"id": 1, "owner": "Ada", "balance": 0})
+        drain(app, DEADLINE_SECONDS, SETTINGS)
+        size = world.size
+        app.increment(accounts, 1, {"balance": 1})
+        world.crash(size)
+        asked = threading.Event()
+
+        def away(*_: object) -> None:
+            asked.set()
+            raise DatabaseUnavailable("the database is away")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(app.rows, "applied_of", away)
+            app.increment(accounts, 1, {"balance": 10})
+            assert asked.is_set()
+            assert world.losses == []
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not world.losses and time.monotonic() < deadline:
+            time.sleep(0.01)
+        (loss,) = world.losses
+        assert (loss.entries, loss.unretained, loss.lost) == (0, 1, 1)
+        drain(app, DEADLINE_SECONDS, SETTINGS)
+        assert world.rows() == {1: ("Ada", 10)}

@@ -17,7 +17,8 @@ from writebehind.engine import DataLossDetected, Durability, EngineSettings, Wri
 from writebehind.engine.adapters.log import GROUP
 from writebehind.engine.embedded import EmbeddedRedis
 from writebehind.flushers import Flusher, FlusherSettings, Status, drain, initialise, status
-from writebehind.flushers.flush import Commit, Effect, Fenced
+from writebehind.flushers.flush import Commit, Effect
+from writebehind.flushers.flush import Reply as FlushReply
 
 if TYPE_CHECKING:
     from conftest import OwnRedisFactory
@@ -295,7 +296,7 @@ def test_deleted_entries_are_counted(
     numbers = world.write(10)
 
     class Dying(Flusher):
-        def perform(self, effect: Effect) -> Fenced | None:
+        def perform(self, effect: Effect) -> FlushReply:
             if isinstance(effect, Commit):
                 self.stopping.set()
                 raise sa.exc.OperationalError("COMMIT", {}, OSError("gone"))

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 import traceback
@@ -444,7 +445,7 @@ COMMANDS = (
 )
 
 
-@pytest.mark.parametrize("state", ["wrong password", "away", "unusable", "halted"])
+@pytest.mark.parametrize("state", ["wrong password", "away", "unusable", "set aside"])
 def test_the_command_line(
     state: str, ears: Ears, tmp_path: Path, own_redis: "OwnRedisFactory", postgresql_url: str
 ) -> None:
@@ -457,16 +458,20 @@ def test_the_command_line(
         "wrong password": (url.replace(PASSWORD, PASSWORD + "x"), str_of(database.set(password=PASSWORD + "x"))),
         "away": (f"redis://u:{PASSWORD}@127.0.0.1:1/0", str_of(database.set(password=PASSWORD, port=1))),
         "unusable": (f"redis://u:{PASSWORD}@h:{PASSWORD}", f"postgresql+psycopg://u:{PASSWORD}@h:{PASSWORD}/d"),
-        "halted": (url, postgresql_url),
+        "set aside": (url, postgresql_url),
     }
     redis_at, database_at = places[state]
     call = Caller(tmp_path, redis_at, database_at, namespace, ears)
-    if state == "halted":
+    if state == "set aside":
         assert call("init", "--create-tables").returncode == 0
         _halt(url, postgresql_url, namespace)
-        assert call("drain", "--timeout", "2").returncode == 2
-        assert "HALTED" in call("status").stdout
-    for number, command in enumerate(COMMANDS if state == "halted" else COMMANDS[-5:]):
+        assert "UniqueViolation" in call("drain", "--timeout", "10").stderr
+        listed = call("dead-letters", "list").stdout
+        (letter,) = re.findall(r"\b0-\d+\b(?=.*people)", listed)
+        call("dead-letters", "list", "--json", bare=True)
+        assert "people" in call("dead-letters", "show", letter).stdout
+        call("dead-letters", "show", letter, "--json")
+    for number, command in enumerate(COMMANDS if state == "set aside" else COMMANDS[-5:]):
         call(*command, bare=number % 2 == 0)
     ears.check()
 

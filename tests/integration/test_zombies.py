@@ -19,7 +19,8 @@ from writebehind.engine import ConfigurationError, DatabaseUnavailable, Durabili
 from writebehind.engine.adapters.control_tables import partitions
 from writebehind.engine.embedded import EmbeddedDatabase, EmbeddedMariaDB, EmbeddedPostgreSQL
 from writebehind.flushers import Flusher, FlusherSettings, initialise, status
-from writebehind.flushers.flush import Commit, Effect, Fenced, Write
+from writebehind.flushers.flush import Commit, Effect, Write
+from writebehind.flushers.flush import Reply as FlushReply
 
 DEADLINE_SECONDS = 20.0
 PARTITIONS = 2
@@ -328,7 +329,7 @@ def test_an_unknown_commit_is_applied_once(server_world: World, fault: Mishap) -
         injected = 0
 
         class Cut(Flusher):
-            def perform(self, effect: Effect) -> Fenced | None:
+            def perform(self, effect: Effect) -> FlushReply:
                 nonlocal injected
                 if isinstance(effect, Commit) and injected < 4:
                     injected += 1
@@ -351,7 +352,7 @@ def test_a_connection_that_breaks_anywhere(server_world: World, phase: type[Effe
     broken = 0
 
     class Broken(Flusher):
-        def perform(self, effect: Effect) -> Fenced | None:
+        def perform(self, effect: Effect) -> FlushReply:
             nonlocal broken
             if isinstance(effect, phase) and broken < 3:
                 broken += 1
@@ -384,7 +385,7 @@ def test_a_database_killed_in_the_middle(redis_url: str, namespace: str, kind: t
         committed = threading.Semaphore(0)
 
         class Noticed(Flusher):
-            def perform(self, effect: Effect) -> Fenced | None:
+            def perform(self, effect: Effect) -> FlushReply:
                 reply = super().perform(effect)
                 if isinstance(effect, Write):
                     committed.release()

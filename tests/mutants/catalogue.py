@@ -35,6 +35,7 @@ TRANSACTION = "flushers/transaction.py"
 FAULTS = "tests/integration/test_known_faults.py"
 ENGINE = "tests/integration/test_engine.py"
 LOST = "tests/integration/test_lost_replies.py"
+PRESSED = "tests/integration/test_pressure.py"
 RETENTION = "tests/integration/test_retention.py"
 ROLLBACKS = "tests/integration/test_rollbacks.py"
 
@@ -89,7 +90,7 @@ WRITING = [
         "    redis.call('HSET', KEYS[record], unpack(ARGV, at + 4, at + 3 + ARGV[at + 3]))\n"
         "  end\n"
         "  if doubt == '' then\n",
-        f"{ENGINE}::test_a_foreign_key_in_redis_leaves_nothing_half_written[log]",
+        f"{ENGINE}::test_a_foreign_key_in_redis_leaves_nothing_half_written[log that is ahead]",
     ),
     Mutant(
         name="pcall-around-writes",
@@ -379,34 +380,34 @@ FLUSHING = [
         "database-error-swallowed",
         "the offset moves past rows that the database refused",
         TRANSACTION,
-        "            missing += self._path.apply(connection, declared, batch.changes.tables[declared.entity.name])",
+        "            missing += self._path.apply(connection, declared, changes.tables[declared.entity.name])",
         "            try:\n"
         "                missing += self._path.apply("
-        "connection, declared, batch.changes.tables[declared.entity.name])\n"
+        "connection, declared, changes.tables[declared.entity.name])\n"
         "            except sa.exc.DBAPIError:\n"
         "                pass",
-        f"{FAULTS}::test_a_refused_row_holds_its_partition[sqlite]",
+        f"{FAULTS}::test_a_refused_row_costs_its_key_only[sqlite]",
     ),
     mutant(
         "aborted-transaction-committed",
         "COMMIT of an aborted PostgreSQL transaction succeeds and stores nothing",
         TRANSACTION,
-        "            missing += self._path.apply(connection, declared, batch.changes.tables[declared.entity.name])",
+        "            missing += self._path.apply(connection, declared, changes.tables[declared.entity.name])",
         "            try:\n"
         "                missing += self._path.apply("
-        "connection, declared, batch.changes.tables[declared.entity.name])\n"
+        "connection, declared, changes.tables[declared.entity.name])\n"
         "            except sa.exc.DBAPIError:\n"
         "                pass",
-        f"{FAULTS}::test_a_refused_row_holds_its_partition[postgresql]",
+        f"{FAULTS}::test_a_refused_row_costs_its_key_only[postgresql]",
     ),
     mutant(
         "lock-timeout-swallowed",
         "MariaDB's 1205 undoes one statement only: the offset moves past its rows",
         TRANSACTION,
-        "            missing += self._path.apply(connection, declared, batch.changes.tables[declared.entity.name])",
+        "            missing += self._path.apply(connection, declared, changes.tables[declared.entity.name])",
         "            try:\n"
         "                missing += self._path.apply("
-        "connection, declared, batch.changes.tables[declared.entity.name])\n"
+        "connection, declared, changes.tables[declared.entity.name])\n"
         "            except sa.exc.OperationalError as error:\n"
         "                if error.orig.args[0] != 1205:\n"
         "                    raise",
@@ -649,8 +650,8 @@ ROLLED_BACK = [
         "written-again-over-others",
         "a lost write puts an old value over a later one",
         REWRITING,
-        "                if unseen or not self._commutes(single):",
-        "                if False:",
+        "            if single.original in self._originals or unseen or not self._commutes(single):",
+        "            if single.original in self._originals:",
         f"{RETENTION}::test_what_others_have_written_since_stays",
     ),
     mutant(
@@ -722,4 +723,54 @@ COALESCED = [
     ),
 ]
 
-MUTANTS = (*WRITING, *RETRIES, *FLUSHING, *HOLDING, *ROLLED_BACK, *COALESCED)
+PRESSURE = [
+    mutant(
+        "admitted-before-the-search",
+        "a write that was accepted, and whose reply was lost, is said not to be written",
+        APPEND,
+        "if ARGV[5] == '+' then\n",
+        "if ARGV[7] ~= '' and length >= tonumber(ARGV[7]) then return redis.error_reply('BACKLOG entries 1 0') end\n"
+        "if ARGV[5] == '+' then\n",
+        f"{PRESSED}::test_a_retry_finds_its_entry_in_a_full_backlog",
+    ),
+    Mutant(
+        name="let-go-before-the-entry",
+        harm="a full Redis takes more and more: the first write is one that it never refuses",
+        edits=[
+            Edit(path=APPEND, old="if held and ARGV[7] ~= '' then redis.call('HDEL', meta, 'held') end\n", new=""),
+            Edit(
+                path=APPEND,
+                old="local epoch = known[2] .. '-*'\n",
+                new="if held and ARGV[7] ~= '' then redis.call('HDEL', meta, 'held') end\n"
+                "local epoch = known[2] .. '-*'\n",
+            ),
+        ],
+        tests=[f"{PRESSED}::test_a_full_redis_tells_writers_that_it_is_drained"],
+    ),
+    mutant(
+        "offset-refused-by-a-full-redis",
+        "writers are held for ever by a backlog that was flushed while Redis was full",
+        PUBLISH,
+        "redis.call('XTRIM', log, 'MINID', below)",
+        "if below ~= '0-1' then redis.call('XTRIM', log, 'MINID', below) end",
+        f"{PRESSED}::test_a_full_redis_tells_writers_that_it_is_drained",
+    ),
+    mutant(
+        "held-with-an-empty-backlog",
+        "where flushing cannot free memory nobody may write any more",
+        APPEND,
+        "  if backlog > 0 then\n",
+        "  if backlog >= 0 then\n",
+        f"{PRESSED}::test_a_redis_short_of_memory_gets_no_more_than_is_flushed",
+    ),
+    mutant(
+        "no-half",
+        "a writer at the limit comes and goes with every entry that is flushed",
+        APPEND,
+        "local share = held and 0.5 or 1",
+        "local share = 1",
+        f"{PRESSED}::test_it_resumes_below_half_of_the_limit",
+    ),
+]
+
+MUTANTS = (*WRITING, *RETRIES, *FLUSHING, *HOLDING, *ROLLED_BACK, *COALESCED, *PRESSURE)

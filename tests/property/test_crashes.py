@@ -31,7 +31,8 @@ from writebehind.engine.core.positions import ORIGIN
 from writebehind.engine.embedded import EmbeddedRedis
 from writebehind.flushers import Flusher, FlusherSettings, initialise, status
 from writebehind.flushers.batch import Batch
-from writebehind.flushers.flush import Effect, Fenced
+from writebehind.flushers.flush import Effect
+from writebehind.flushers.flush import Reply as FlushReply
 from writebehind.recovery import reclaim, takeover
 
 if TYPE_CHECKING:
@@ -219,10 +220,10 @@ class Mortal(Flusher):
         self.fuse = Fuse()
         self.ahead: Batch | None = None
 
-    def perform(self, effect: Effect) -> Fenced | None:
+    def perform(self, effect: Effect) -> FlushReply:
         """Do an effect of the flush protocol, or die; an acknowledgement is waited for."""
 
-        def perform(cut: bool) -> Fenced | None:  # noqa: FBT001 - called by the fuse
+        def perform(cut: bool) -> FlushReply:  # noqa: FBT001 - called by the fuse
             with mock.patch.object(self._log, "acknowledge", self._half) if cut else contextlib.nullcontext():
                 reply = super(Mortal, self).perform(effect)
                 self._collect_settled(everything=True)
@@ -267,10 +268,13 @@ class Mortal(Flusher):
         except RedisUnavailable:
             self.give_up_reading()
             return True
-        error = self._try(batch)
-        if error is not None:
+        try:
+            self._retrying(self._attempt, batch)
+        except Exception as error:  # noqa: BLE001 - as a flusher does
             self.give_up_reading()
             self._drop_lost(batch, error)
+        else:
+            self._note(batch)
         return True
 
     def give_up_reading(self) -> None:

@@ -22,8 +22,9 @@ from simulator.standins import Event, bind
 from simulator.substitution import RedisTarget
 from simulator.trace import Trace
 from simulator.workload import Application
-from writebehind.engine import Durability, EngineSettings, WriteBehind
+from writebehind.engine import Backpressure, Durability, EngineSettings, WriteBehind
 from writebehind.engine.adapters import scripts as product_scripts
+from writebehind.engine.core.partitioning import partition_of
 from writebehind.flushers import Flusher, FlusherSettings
 
 __all__ = ["SCRIPTS", "History", "Theme", "run"]
@@ -168,6 +169,9 @@ class _World:
             call_entries_max=(500, 2)[chance.below(2)],
             retained_seconds=(30.0, 0.5)[chance.pick((3, 1))],
             retained_bytes_max=(64 * 1024 * 1024, 0, 2000)[chance.pick((6, 1, 1))],
+            backlog_entries_max=(1_000_000, 1, 4)[chance.pick((3, 1, 1))],
+            backlog_seconds_max=(None, 0.3)[chance.pick((4, 1))],
+            backpressure=list(Backpressure)[chance.below(3)],
         )
         self.database = Database(
             self.loop,
@@ -210,6 +214,11 @@ class _World:
             "faults": [fault.name for fault in kinds],
             "events": self.events if self.count else [],
             "flusher": self.flusher_settings,
+            "backlog": (
+                self.engine_settings.backlog_entries_max,
+                self.engine_settings.backlog_seconds_max,
+                self.engine_settings.backpressure.value,
+            ),
         }
 
     def _app(self, process: Process) -> WriteBehind:
@@ -318,6 +327,21 @@ class _World:
         self.loop.run(lambda: False, 4.0)  # what is late arrives
         self.nemesis.heal()
 
+        self._drain()
+        # What was left undone after the last commits.
+        self.loop.run(lambda: False, self.ttl_seconds + 3.0)
+        self._write_once_more()
+        self._drain()
+        for stopping in self.flushers.values():
+            stopping.set()
+
+        def stopped() -> bool:
+            return not any(task.process in self.flushers and task.process.alive for task in self.loop.tasks)
+
+        if not self.loop.run(stopped, 60.0):
+            raise self.judge.violated("liveness", f"flushers do not stop: {self._waiting()}")
+
+    def _drain(self) -> None:
         def drained() -> bool:
             return (
                 self.service.primary is not None
@@ -329,16 +353,21 @@ class _World:
             left = {number: self.judge.waiting(number) for number in range(self.partitions)}
             halted = [row.halted for row in self.database.state.partitions.values()]
             raise self.judge.violated("liveness", f"not in SQL in the end: {left}, halted {halted}")
-        # What was left undone after the last commits.
-        self.loop.run(lambda: False, self.ttl_seconds + 3.0)
-        for stopping in self.flushers.values():
-            stopping.set()
 
-        def stopped() -> bool:
-            return not any(task.process in self.flushers and task.process.alive for task in self.loop.tasks)
+    def _write_once_more(self) -> None:
+        """Write to each partition: where SQL has everything nobody is held for a backlog."""
+        writer = Process("last writer")
+        application = self._application(writer)
+        homes = {partition_of(str(key), self.partitions): key for key in range(1, self.keys_each + 1)}
 
-        if not self.loop.run(stopped, 60.0):
-            raise self.judge.violated("liveness", f"flushers do not stop: {self._waiting()}")
+        def write() -> None:
+            for key in homes.values():
+                if not application.increment("accounts", key):
+                    raise self.judge.violated("held", f"account {key} cannot be written although SQL has everything")
+
+        task = self._watched(self.loop.spawn(writer, "last writer", write))
+        if not self.loop.run(lambda: task.ended, 60.0):
+            raise self.judge.violated("liveness", "writing does not end")
 
     def _read_everything(self) -> None:
         reader = Process("reader")

@@ -10,6 +10,7 @@ from simulator.records import Write
 from simulator.schema import accounts, counters, events
 from simulator.trace import Trace
 from writebehind.engine import (
+    BacklogFull,
     ConfigurationError,
     DatabaseUnavailable,
     DataLossDetected,
@@ -26,7 +27,7 @@ from writebehind.engine.core.partitioning import partition_of
 __all__ = ["Application"]
 
 RECORDS = {"accounts": (accounts, "balance"), "counters": (counters, "hits")}
-REFUSED = (RedisUnavailable, ValidationError, ConfigurationError)
+REFUSED = (RedisUnavailable, BacklogFull, ValidationError, ConfigurationError)
 PASSING = (ReadTimeout, RedisUnavailable, DatabaseUnavailable)
 
 
@@ -148,7 +149,8 @@ class Application:
         try:
             do(write)
             write.outcome = "accepted"
-        except WriteOutcomeUnknown:
+        except (WriteOutcomeUnknown, DurabilityTimeout, DataLossDetected):
+            # The latter two where the write was let through on condition that it waits for SQL.
             write.outcome = "unknown"
         except REFUSED as error:
             write.outcome = "refused"
@@ -171,6 +173,18 @@ class Application:
         if level is Durability.PERSISTED:
             for _, partition, entry in write.accepted:
                 self._judge.promised(partition, entry)
+
+    def increment(self, table: str, key: int) -> bool:
+        """Add to a record; tell whether that was not refused for the backlog."""
+        declared, number = RECORDS[table]
+
+        def add(write: Write) -> None:
+            value = self._number()
+            write.what += f" increment {table} {key} by {value};"
+            self._receipts.append(self._app.increment(declared, key, {number: value}))
+
+        self._write("write", add)
+        return BacklogFull.__name__ not in self._judge.writes[-1].what
 
     # Reading
 

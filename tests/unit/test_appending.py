@@ -4,8 +4,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from writebehind.engine.core.appending import Effect, Lost, OpenEpoch, Pause, Refused, Reply, Run, Unsent, append
+from writebehind.engine.config import Backpressure
+from writebehind.engine.core.appending import Effect, Full, Lost, OpenEpoch, Pause, Refused, Reply, Run, Unsent, append
+from writebehind.engine.core.pressure import Held
 from writebehind.engine.errors import (
+    BacklogFull,
     ConfigurationError,
     RedisUnavailable,
     ValidationError,
@@ -15,6 +18,11 @@ from writebehind.engine.errors import (
 
 LOST = Lost(ConnectionError("reset"))
 UNSENT = Unsent(ConnectionError("refused"))
+
+
+def full(policy: Backpressure) -> Full:
+    """Return the reply of a partition that takes no more."""
+    return Full(policy, 0, Held("entries", 10, 4), 1.5)
 
 
 def play(replies: Sequence[Reply]) -> tuple[list[Effect], bytes | WriteBehindError]:
@@ -93,3 +101,28 @@ def test_a_refusal_to_look_leaves_the_outcome_unknown() -> None:
 def test_a_range_error_after_the_fence_is_certain() -> None:
     """A retry that fenced the first attempt off and was refused has written nothing."""
     assert isinstance(play([LOST, True, Refused("RANGE", "n")])[1], ValidationError)
+
+
+def test_a_full_backlog_is_waited_for() -> None:
+    """A call that may wait does until there is room or time runs out; then nothing was written."""
+    block = full(Backpressure.BLOCK)
+    effects, end = play([block, True, block, True, b"7-0"])
+    assert effects == [Run(retry=False), Pause(1), Run(retry=False), Pause(2), Run(retry=False)]
+    assert end == b"7-0"
+    _, error = play([block, True, block, False])
+    assert isinstance(error, BacklogFull)
+    assert error.retry_after_seconds == 1.5
+
+
+def test_a_full_backlog_rejects_at_once() -> None:
+    """A call that will not wait is refused; after a lost reply nothing is said of what is not known."""
+    effects, end = play([full(Backpressure.REJECT)])
+    assert (effects, type(end)) == ([Run(retry=False)], BacklogFull)
+    assert isinstance(play([LOST, True, full(Backpressure.REJECT)])[1], WriteOutcomeUnknown)
+
+
+def test_a_full_backlog_is_written_through() -> None:
+    """A call that is not to be refused is made again at once, whatever the limits say, also as a retry."""
+    effects, end = play([full(Backpressure.WRITE_THROUGH), LOST, True, b"7-0"])
+    assert effects == [Run(retry=False), Run(retry=False, through=True), Pause(1), Run(retry=True, through=True)]
+    assert end == b"7-0"

@@ -55,7 +55,7 @@ def wrapped(error: Exception, *, invalidated: bool = False) -> sa.exc.DBAPIError
         ("57014", Failure.TIMEOUT),
         ("23503", Failure.FOREIGN_KEY),
         *((state, Failure.POISON) for state in ("22003", "22P02", "23505", "23502", "23514", "21000")),
-        *((state, Failure.CONFIGURATION) for state in ("42P01", "42703", "42501", "28P01", "3D000", "P0001", "ZZZZZ")),
+        *((state, Failure.CONFIGURATION) for state in ("42P01", "42703", "42501", "28P01", "3D000", "P0002", "ZZZZZ")),
     ],
 )
 def test_sqlstates(sqlstate: str, failure: Failure) -> None:

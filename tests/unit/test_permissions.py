@@ -11,7 +11,7 @@ from writebehind.engine.adapters.permissions import COMMANDS, REPLAYED, denied_i
 from writebehind.engine.core.disk_rules import RECIPE
 
 READS = {
-    "EXISTS", "HEXISTS", "HGET", "HGETALL", "HMGET", "TIME", "TYPE", "XINFO|GROUPS", "XINFO|STREAM", "XPENDING",
+    "EXISTS", "HEXISTS", "HGET", "HGETALL", "HMGET", "TIME", "TYPE", "XINFO|GROUPS", "XINFO|STREAM", "XLEN", "XPENDING",
     "XRANGE", "XREVRANGE",
 }  # fmt: skip
 REWRITTEN = {"PEXPIRE": "PEXPIREAT"}

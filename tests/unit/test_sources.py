@@ -18,7 +18,7 @@ UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
 SHELLS = {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"}
 
 SQL_WORDS = ("SELECT ", "INSERT ", "UPDATE ", "DELETE ", "CREATE ", "ALTER ", "DROP ", "REPLACE ", "COPY ")
-QUOTED_BY_THE_DIALECT = {"flushers/bulk/postgresql.py", "flushers/bulk/staging.py"}
+QUOTED_BY_THE_DIALECT = {"flushers/bulk/postgresql.py", "flushers/bulk/screening.py", "flushers/bulk/staging.py"}
 """Where SQL is put together from names: those of declared tables, through SQLAlchemy's own quoting."""
 OF_OWN_NAMES = {"engine/embedded/database.py", "engine/embedded/mariadb.py"}
 """Likewise, from names that the program itself has made, on servers of its own."""

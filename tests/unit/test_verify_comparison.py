@@ -18,6 +18,7 @@ from writebehind.recovery.comparison import (
     AskSQL,
     Effect,
     Judged,
+    Lettered,
     LoadRows,
     Look,
     RecordKey,
@@ -54,10 +55,12 @@ class World:
         row: what SQL has, or None.
         applied: sequence of the last entry that SQL has.
         known: the watermark.
+        letters: what SQL refused, and what waits behind it.
     """
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
+        self.letters: list[Callable[[Row | None], Row | None]] = []
         self.log: dict[int, Callable[[Row | None], Row | None]] = {}
         self.next = 0
         self.hash: tuple[int, Standing, Row] | None = None
@@ -146,6 +149,8 @@ class World:
                 return {number: Applied(offset=EntryID(5, self.applied), ended={}) for number in partitions}
             case Absent(entries):
                 return {entry for entry in entries if entry[1].sequence not in self.log}
+            case Lettered(keys):
+                return set(keys) if self.letters else set()
             case LoadRows(keys):
                 return {} if self.row is None else {key: dict(self.row) for key in keys}
 
@@ -169,6 +174,57 @@ class World:
         except StopIteration as stop:
             judged: list[Judged] = stop.value
             return judged
+
+
+class PickyWorld(World):
+    """Its SQL refuses entries, which become dead letters; these are tried again, or given up."""
+
+    def __init__(self, chance: random.Random) -> None:
+        super().__init__(chance)
+        self.discards: set[int] = set()
+        self.serves += chance.choices([self.retry, self.discard], k=2)
+
+    def flush(self) -> None:
+        """Commit some of what is in the log, or set it aside: rows, letters and offset in one transaction."""
+        if self.applied + 1 == self.next:
+            return
+        until = self.chance.randrange(self.applied + 1, self.next)
+        for entry in range(self.applied + 1, until + 1):
+            if entry in self.discards:
+                del self.letters[:1]
+                self.retry()
+            elif self.letters or not self.chance.randrange(3):
+                self.letters.append(self.log[entry])
+            else:
+                self.row = self.log[entry](self.row)
+        self.applied = until
+
+    def retry(self) -> None:
+        """Try letters again, of the flusher's own accord: the log and the hash know nothing of it."""
+        for effect in self.letters:
+            self.row = effect(self.row)
+        self.letters = []
+
+    def discard(self) -> None:
+        """Ask for the first letter to be given up."""
+        self.discards.add(self._append(lambda row: row))
+        if self.hash is not None:
+            self.hash = (self.next - 1, Standing.IN_LOG, {})
+
+
+@pytest.mark.parametrize("busy", [0, 1, 2, 4])
+def test_nothing_is_blamed_for_what_sql_refuses(busy: int) -> None:
+    """A record with dead letters has a verdict of its own, also where they come and go meanwhile."""
+    seen: set[Verdict] = set()
+    for seed in range(HISTORIES):
+        world = PickyWorld(random.Random(seed))
+        world.happen(world.chance.randrange(12))
+        for judged in world.judge(busy):
+            assert judged.verdict not in {Verdict.DIVERGED, Verdict.LOST}, (seed, busy, judged)
+            if not busy and judged.verdict is not Verdict.PENDING:
+                assert (judged.verdict is Verdict.DEAD_LETTERED) is bool(world.letters), (seed, judged)
+            seen.add(judged.verdict)
+    assert {Verdict.AGREES, Verdict.PENDING, Verdict.DEAD_LETTERED} <= seen
 
 
 @pytest.mark.parametrize("busy", [1, 2, 4])
@@ -236,13 +292,16 @@ def test_damage_is_found_once_nobody_writes() -> None:
     } <= found
 
 
-def play(*answers: Reply | Callable[[Effect], Reply]) -> tuple[list[Effect], list[Judged]]:
-    """Answer the comparison of one record; return its effects and verdicts."""
+def play(*answers: Reply | Callable[[Effect], Reply], lettered: bool = False) -> tuple[list[Effect], list[Judged]]:
+    """Answer the comparison of one record; return its effects, but for the question for letters, and verdicts."""
     protocol = compare([KEY], COLUMNS)
     effects = [next(protocol)]
     for answer in answers:
         try:
-            effects.append(protocol.send(answer(effects[-1]) if callable(answer) else answer))
+            effect = protocol.send(answer(effects[-1]) if callable(answer) else answer)
+            if isinstance(effect, Lettered):
+                effect = protocol.send(set(effect.keys) if lettered else set())
+            effects.append(effect)
         except StopIteration as stop:
             return effects, stop.value
     raise AssertionError(effects)
@@ -269,6 +328,15 @@ def test_a_verdict_names_the_columns() -> None:
     assert effects == [Look([KEY]), AskSQL([0]), LoadRows([KEY]), Look([KEY])]
     assert (judged.verdict, judged.columns, judged.row) == (Verdict.DIVERGED, ("number",), OTHER)
     assert "2" not in judged.detail
+
+
+def test_a_record_with_dead_letters_is_not_compared() -> None:
+    """Its row is not even read; but a last change that is lost is lost also where letters are left."""
+    effects, (judged,) = play(sight("5-3", WHOLE), at("5-3"), lettered=True)
+    assert effects == [Look([KEY]), AskSQL([0])]
+    assert (judged.verdict, judged.applied, judged.row) == (Verdict.DEAD_LETTERED, False, None)
+    look = sight("5-9", WHOLE)
+    assert play(look, at("6-100", e5=8), {KEY: OTHER}, look, lettered=True)[1][0].verdict is Verdict.LOST
 
 
 def test_epochs_are_never_compared() -> None:

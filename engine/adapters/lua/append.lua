@@ -8,8 +8,12 @@
 --         on a retry the entry ID above which the call may already stand
 --       6 entries searched at most by a retry; then, where the history has changed since the lost attempt, a space and the
 --         first entry of the old one that Redis has not: if SQL has that one, it may have the lost attempt, too
---       7 number of entries      8 '0' where none of them increments
---       9... for each entry:
+--       7 entries of the partition that SQL may not have yet for the call to be admitted, fewer than these; '' for a call
+--         that is admitted in any case
+--       8 '' or further limits: the age of the oldest of them in milliseconds, 0 for none; then, where Redis is short of
+--         memory, a space and 'm'
+--       9 number of entries     10 '0' where none of them increments
+--      11... for each entry:
 --           payload, number of operations, then for each operation:
 --             'p' 2k  name value ...                    put: the whole record
 --             'u' 2k  name value ...                    patch: some columns
@@ -22,16 +26,20 @@
 --       TIMELINE   the primary or the epoch is not what the caller knows, or the log is gone
 --       FENCED     a later attempt of this client has overtaken this one
 --       UNSEARCHED a retry could not see far enough back to know whether the call stood in the log
+--       BACKLOG <reason> <entries> <resume>  not admitted: so many entries are not in SQL yet, and not before there are as few
+--                  as <resume> is another call; <reason> is 'entries', 'seconds' or 'memory'
 --       RANGE <column>  an increment would leave the column's range
 --       WRONGTYPE  a key of the namespace holds something foreign
 --
 -- Stopped half way: cannot be; Redis runs a script whole, and logs and replicates it whole. But nothing is
 -- rolled back on an error, so everything that can fail stands before the first XADD, which is the write that
--- Redis refuses when it is out of memory (a retry's fence before it is harmless alone), and nothing is pcalled.
+-- Redis refuses when it is out of memory (a retry's fence before it is harmless alone, and so is the note that a partition
+-- is held), and nothing is pcalled.
 
 local log, meta = KEYS[1], KEYS[2]
-local known = redis.call('HMGET', meta, 'identity', 'epoch', 'fence:' .. ARGV[2], 'floor')
-if (known[1] or '') .. ' ' .. (known[2] or '') ~= ARGV[1] or redis.call('EXISTS', log) == 0 then
+local known = redis.call('HMGET', meta, 'identity', 'epoch', 'fence:' .. ARGV[2], 'floor', 'held')
+local length = redis.call('XLEN', log)
+if (known[1] or '') .. ' ' .. (known[2] or '') ~= ARGV[1] or (length == 0 and redis.call('EXISTS', log) == 0) then
   -- A log that was deleted must not count from 0 again inside the same epoch.
   return redis.error_reply('TIMELINE the primary changed, or the log is gone')
 end
@@ -39,7 +47,7 @@ if known[3] and tonumber(known[3]) > tonumber(ARGV[3]) then
   return redis.error_reply('FENCED by a later attempt')
 end
 local call = ARGV[4]
-local count = tonumber(ARGV[7])
+local count = tonumber(ARGV[9])
 local doubt = ''
 
 -- Whether nothing was trimmed between the anchor and the oldest entry found above it (nil: none is there).
@@ -92,6 +100,59 @@ elseif ARGV[5] ~= '' then
   redis.call('HSET', meta, 'fence:' .. ARGV[2], ARGV[3])
 end
 
+-- Admission. A log shorter than the limit needs no look, because it holds what SQL has, too. Who is held is admitted again
+-- below half of the limit; where SQL has everything any call is admitted, however large.
+local held = known[5]
+if ARGV[7] ~= '' and (held or ARGV[8] ~= '' or length >= tonumber(ARGV[7])) then
+  local watermark = redis.call('HGET', meta, 'watermark')
+
+  -- How many entries SQL does not have, by what was published; more where the two histories do not meet.
+  local function backlog_now()
+    local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+    if not last or not watermark then return length end
+    local applied_epoch, applied = string.match(watermark, '^(%d+)-(%d+)$')
+    local epoch, sequence = string.match(last[1], '^(%d+)-(%d+)$')
+    if epoch == applied_epoch then return math.max(0, sequence - applied) end
+    if tonumber(epoch) < tonumber(applied_epoch) then return 0 end
+    local base_epoch, base = string.match(redis.call('HGET', meta, 'lineage:' .. epoch) or '', '^(%d+)-(%d+)@')
+    if base_epoch == applied_epoch then return sequence + 1 + math.max(0, base - applied) end
+    return length
+  end
+
+  local function oldest_milliseconds()
+    local first = redis.call('XRANGE', log, watermark and '(' .. watermark or '-', '+', 'COUNT', 1)[1]
+    local made = first and tonumber(string.sub(first[2][2], 1, 11), 16)
+    if not made then return 0 end
+    local now = redis.call('TIME')
+    return now[1] * 1000 + now[2] / 1000 - made
+  end
+
+  local entries_max = tonumber(ARGV[7])
+  local milliseconds_max, short = string.match(ARGV[8], '^(%d+)( ?m?)$')
+  milliseconds_max = tonumber(milliseconds_max or 0)
+  local share = held and 0.5 or 1
+  local backlog = backlog_now()
+  local resume = math.ceil(backlog / 2) - 1
+  local reason
+  if backlog > 0 then
+    if backlog >= entries_max * share then
+      reason, resume = 'entries', math.ceil(entries_max / 2) - 1
+    elseif milliseconds_max > 0 and oldest_milliseconds() >= milliseconds_max * share then
+      reason = 'seconds'
+    elseif short == ' m' and not (held and backlog <= tonumber(string.match(held, '^%d+'))) then
+      reason = 'memory'
+    end
+  end
+  if reason then
+    if held then
+      resume = tonumber(string.match(held, '^%d+'))
+    else
+      redis.call('HSET', meta, 'held', string.format('%.0f %s', resume, reason))
+    end
+    return redis.error_reply(string.format('BACKLOG %s %.0f %.0f', reason, backlog, resume))
+  end
+end
+
 -- Records that Redis may have older than SQL: this history is new, and nobody has compared it with SQL yet. What they
 -- hold is not built upon.
 local suspect = {}
@@ -105,9 +166,9 @@ end
 -- Everything that can fail comes first. By the place in KEYS: whether the record was not there; by the place in ARGV:
 -- the new name, value, ... of each increment, none where the record is not whole in Redis.
 local fresh, sums = {}, nil
-if ARGV[8] == '0' then
+if ARGV[10] == '0' then
   -- Without increments only the types can be wrong.
-  local at, record = 9, 3
+  local at, record = 11, 3
   for _ = 1, count do
     local operations = tonumber(ARGV[at + 1])
     at = at + 2
@@ -266,7 +327,7 @@ else
   end
 
   -- Everything that can fail.
-  local at, record = 9, 3
+  local at, record = 11, 3
   for _ = 1, count do
     local operations = tonumber(ARGV[at + 1])
     at = at + 2
@@ -304,7 +365,7 @@ end
 -- Nothing below can fail.
 local epoch = known[2] .. '-*'
 local id
-local at, record = 9, 3
+local at, record = 11, 3
 for entry = 1, count do
   local operations = tonumber(ARGV[at + 1])
   local mutation = count == 1 and call or call .. '.' .. entry
@@ -356,4 +417,5 @@ for entry = 1, count do
     end
   end
 end
+if held and ARGV[7] ~= '' then redis.call('HDEL', meta, 'held') end
 return id

@@ -6,13 +6,16 @@
 --
 -- A failover may have come between the commit and this call, and epochs of the new primary may have smaller numbers,
 -- where a clock was ahead: neither trimming by the old number nor publishing it would be right then. Trimming comes
--- first, because Redis refuses the other writes when it is full. Stopped half way: cannot be. Repeat: counts again.
+-- first, even of nothing: it is never refused, and a full Redis refuses no write after a script's first one. So writers
+-- learn that the backlog falls. Stopped half way: cannot be. Repeat: counts again.
 
 local log, meta = KEYS[1], KEYS[2]
 if redis.call('HEXISTS', meta, 'lineage:' .. ARGV[1]) == 0 then return 0 end
+local below = '0-1'
 if ARGV[3] ~= '' and redis.call('HEXISTS', meta, 'lineage:' .. string.match(ARGV[3], '^%d+')) == 1 then
-  redis.call('XTRIM', log, 'MINID', ARGV[3])
+  below = ARGV[3]
 end
+redis.call('XTRIM', log, 'MINID', below)
 redis.call('HSET', meta, 'watermark', ARGV[2])
 if ARGV[4] ~= '0' then
   redis.call('HINCRBY', meta, 'flushed:rows', ARGV[4])

@@ -1,0 +1,68 @@
+"""Whether Redis is short of memory, as looked at now and then: a script cannot ask."""
+
+import logging
+import time
+
+import redis
+
+from writebehind.engine.adapters.links import Links
+
+__all__ = ["Memory"]
+
+logger = logging.getLogger(__name__)
+
+WARN_SECONDS = 60.0
+"""At most so often it is said: under a steady load a small Redis is short of memory again and again."""
+
+
+class Memory:
+    """The memory of one Redis.
+
+    Args:
+        links: connections.
+        share_max: the share of ``maxmemory`` from which on it is short of it; None: it never is.
+
+    Attributes:
+        short: whether it was at the last look. Never where Redis has no limit or does not tell; nor where it makes room
+            by evicting what has a time to live, because then all of its memory is in use in the end.
+    """
+
+    def __init__(self, links: Links, share_max: float | None) -> None:
+        self._links = links
+        self._share_max = share_max
+        self.short = False
+        self._warned_at = float("-inf")
+
+    def look(self) -> None:
+        """Look again.
+
+        Durability, Repeat, Crash: nothing is written.
+
+        Raises:
+            RedisUnavailable: Redis cannot be reached.
+        """
+        if self._share_max is None:
+            return
+        with self._links.link() as link:
+            try:
+                told = link.command("INFO", "memory")
+            except redis.ResponseError:
+                told = b""
+        facts = dict(line.split(b":", 1) for line in told.split(b"\r\n") if b":" in line)
+        limit = _number(facts, b"maxmemory")
+        used = _number(facts, b"used_memory") - _number(facts, b"mem_not_counted_for_evict")
+        short = facts.get(b"maxmemory_policy") == b"noeviction" and 0 < limit * self._share_max <= used
+        now = time.monotonic()
+        if short and not self.short and now - self._warned_at >= WARN_SECONDS:
+            self._warned_at = now
+            logger.warning(
+                "Redis is short of memory (%d of %d bytes): partitions have to be flushed before they get more, "
+                "and flushed entries are not retained",
+                used, limit,
+            )  # fmt: skip
+        self.short = short
+
+
+def _number(facts: dict[bytes, bytes], name: bytes) -> int:
+    text = facts.get(name, b"0")
+    return int(text) if text.isdigit() else 0

@@ -1,0 +1,122 @@
+"""Sending a batch: many calls, one of each partition at a time, in as few round trips as possible.
+
+Invariants:
+
+1. A call of a partition is sent when the one before it is accepted: a refused call is not overtaken by the next one.
+2. A partition that takes no more holds up its own calls only. The others go on, and all that wait do so together.
+"""
+
+import itertools
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+from writebehind.engine.adapters.appender import Appender
+from writebehind.engine.config import Backpressure
+from writebehind.engine.core.appending import Call
+from writebehind.engine.core.composing import Draft
+from writebehind.engine.errors import BacklogFull, WriteBehindError, WriteOutcomeUnknown
+from writebehind.engine.receipts import Receipt
+
+__all__ = ["send"]
+
+PAUSE_SECONDS = 0.005
+PAUSE_SECONDS_MAX = 0.5
+
+
+def send(
+    appender: Appender,
+    drafts: Mapping[int, Sequence[Draft]],
+    receipts: Mapping[int, Sequence[Receipt]],
+    wait_seconds: float,
+) -> list[Sequence[Receipt]]:
+    """Append drafts by partition, each partition's in order, and fill in their receipts.
+
+    Args:
+        appender: does it.
+        drafts: the calls to be.
+        receipts: of their entries.
+        wait_seconds: how long a call that is to wait for room in its backlog does.
+
+    Returns:
+        The receipts of calls that were accepted beyond a limit: their writer has to wait until SQL has them.
+
+    Durability, Crash: each script call is all or nothing; a partition whose call fails gets no later ones.
+
+    Raises:
+        WriteBehindError: the first failure, after all partitions were tried.
+    """
+    queues = {partition: iter(listed) for partition, listed in drafts.items()}
+    unfilled = {partition: iter(listed) for partition, listed in receipts.items()}
+    waiting: dict[int, tuple[Call, float]] = {}
+    failures: list[Exception] = []
+    through: list[Sequence[Receipt]] = []
+    pauses = 0
+    while wave := list(_wave(appender, queues, waiting)):
+        for call, result in zip(wave, appender.append_all(wave), strict=True):
+            partition = call.partition
+            if not isinstance(result, Exception):
+                waiting.pop(partition, None)
+                filled = list(itertools.islice(unfilled[partition], call.entries))
+                _fill(filled, result, call.call_id)
+                if call.through:
+                    through.append(filled)
+                continue
+            now = time.monotonic()
+            _, deadline = waiting.get(partition, (call, now + wait_seconds))
+            if isinstance(result, BacklogFull) and now < deadline and appender.policy_of(call) is Backpressure.BLOCK:
+                waiting[partition] = call, deadline
+                continue
+            waiting.pop(partition, None)
+            del queues[partition]
+            failures.append(result)
+        pauses = pauses + 1 if len(waiting) == len(queues) else 0
+        if waiting and pauses:
+            _pause(pauses, min(deadline for _, deadline in waiting.values()))
+    if failures:
+        accepted = sum(receipt.durability is not None for listed in receipts.values() for receipt in listed)
+        raise _failed(failures, accepted, sum(map(len, receipts.values())))
+    return through
+
+
+def _wave(
+    appender: Appender, queues: dict[int, Iterator[Draft]], waiting: Mapping[int, tuple[Call, float]]
+) -> Iterator[Call]:
+    """Yield the next call of each partition, and forget partitions that have none."""
+    for partition, queue in list(queues.items()):
+        if partition in waiting:
+            yield waiting[partition][0]
+        elif (draft := next(queue, None)) is not None:
+            yield draft.call(appender.call_id())
+        else:
+            del queues[partition]
+
+
+def _pause(pauses: int, deadline: float) -> None:
+    pause = min(PAUSE_SECONDS_MAX, PAUSE_SECONDS * 2.0 ** min(pauses, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries
+    time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
+
+
+def _failed(failures: Sequence[Exception], accepted: int, total: int) -> Exception:
+    """Return the failure that says the least, with what became of the others: part of a batch may be accepted."""
+    worst = next((error for error in failures if isinstance(error, WriteOutcomeUnknown)), failures[0])
+    if accepted == 0 or not isinstance(worst, WriteBehindError):
+        return worst
+    unknown = " and others unknown" if isinstance(worst, WriteOutcomeUnknown) else ""
+    message = f"{accepted} of {total} writes of a batch are accepted{unknown}: {worst.message}"
+    error = type(worst)(message, "those accepted have a receipt with an entry_id; do not repeat them")
+    if isinstance(worst, BacklogFull) and isinstance(error, BacklogFull):
+        error.retry_after_seconds = worst.retry_after_seconds
+    error.__cause__ = worst
+    return error
+
+
+def _fill(receipts: Sequence[Receipt], result: tuple[bytes, bytes], call_id: str) -> None:
+    raw_id, identity = result
+    if len(receipts) == 1:
+        receipts[0].accepted(raw_id, identity, call_id)
+        return
+    epoch, _, last = raw_id.partition(b"-")
+    first = int(last) - len(receipts) + 1
+    for number, receipt in enumerate(receipts):
+        receipt.accepted(b"%b-%d" % (epoch, first + number), identity, f"{call_id}.{number + 1}")

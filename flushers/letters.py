@@ -1,0 +1,169 @@
+"""Dead letters in SQL: what a flusher writes there inside its transaction, and reads when it takes a partition over."""
+
+import time
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from writebehind.engine.adapters.control_tables import dead_letters, now_ms, partitions
+from writebehind.engine.core.letters import DeadLetter
+from writebehind.engine.core.mutation_ids import made_ms
+from writebehind.flushers.failures import Failure, classify, describe
+from writebehind.flushers.quarantine import Letter, Quarantine
+from writebehind.flushers.sifting import Outcome
+from writebehind.flushers.suspect import Suspect
+
+__all__ = ["Letters", "failure_of", "told"]
+
+PLACES_PER_STATEMENT = 500
+NAMES = {Failure.POISON: "poison", Failure.FOREIGN_KEY: "foreign key"}
+
+
+class Letters:
+    """The dead letters of one namespace, for the holder of a partition's lease.
+
+    Args:
+        namespace: its name.
+        foreign_key_seconds: how long an entry whose parent is missing is tried again.
+    """
+
+    def __init__(self, namespace: str, foreign_key_seconds: float) -> None:
+        self._namespace = namespace
+        self._foreign_key_ms = int(foreign_key_seconds * 1000)
+
+    def load(self, connection: sa.Connection, partition: int) -> tuple[Quarantine, int]:
+        """Return a partition's letters and the place of the next one."""
+        known = dead_letters.c
+        left = sa.case((known.retry_until_ms > 0, known.retry_until_ms - now_ms()), else_=None)
+        rows = connection.execute(
+            sa.select(known.place, known.payload, left.label("left_ms"))
+            .where(self._here(partition))
+            .order_by(known.place)
+        )
+        now = time.monotonic()
+        quarantine = Quarantine()
+        for place, payload, left_ms in rows:
+            keys = Suspect(b"", "", payload, place).keys
+            retries = left_ms is not None
+            quarantine.add(place, Letter(keys, now if retries else None, now + left_ms / 1000 if retries else 0.0))
+        here = sa.and_(partitions.c.namespace == self._namespace, partitions.c.partition == partition)
+        return quarantine, connection.execute(sa.select(partitions.c.letters).where(here)).scalar_one()
+
+    def read(self, connection: sa.Connection, partition: int, places: Collection[int]) -> list[Suspect]:
+        """Return letters as entries to be tried, in their order."""
+        known = dead_letters.c
+        found: list[Any] = []
+        ordered = sorted(places)
+        for start in range(0, len(ordered), PLACES_PER_STATEMENT):
+            some = known.place.in_(ordered[start : start + PLACES_PER_STATEMENT])
+            found += connection.execute(
+                sa.select(known.entry_id, known.mutation_id, known.payload, known.place, known.attempts)
+                .where(self._here(partition), some)
+                .order_by(known.place)
+            ).all()
+        return [
+            Suspect(row.entry_id.encode(), row.mutation_id, row.payload, row.place, letter=True, attempts=row.attempts)
+            for row in found
+        ]
+
+    def record(self, connection: sa.Connection, partition: int, outcome: Outcome, retried: Quarantine) -> None:
+        """Make, change and delete letters, as entries were refused, parked and applied.
+
+        Args:
+            connection: with the flush's transaction.
+            partition: whose.
+            outcome: what became of the entries.
+            retried: the letters as they were, which tell how long one is tried again.
+        """
+        refused = [(suspect, error) for suspect, error in outcome.refused if not suspect.letter]
+        rows = [self._row(*each) for each in refused]
+        for retrying in (False, True):
+            some = [row for row in rows if (row["failure"] == NAMES[Failure.FOREIGN_KEY]) is retrying]
+            self._insert(connection, partition, some, retrying=retrying)
+        self.park(connection, partition, [suspect for suspect in outcome.parked if not suspect.letter])
+        now = time.monotonic()
+        for suspect, error in outcome.refused:
+            if suspect.letter:
+                over = now >= retried.letters[suspect.place].retry_until
+                self._refuse_again(connection, partition, suspect, error, over=over)
+        self.remove(connection, partition, outcome.gone)
+
+    def park(self, connection: sa.Connection, partition: int, suspects: Iterable[Suspect]) -> None:
+        """Make letters of entries that wait."""
+        self._insert(connection, partition, [self._row(suspect, None) for suspect in suspects], retrying=False)
+
+    def remove(self, connection: sa.Connection, partition: int, places: Iterable[int]) -> None:
+        """Delete letters. Repeat: harmless."""
+        ordered = sorted(places)
+        for start in range(0, len(ordered), PLACES_PER_STATEMENT):
+            some = dead_letters.c.place.in_(ordered[start : start + PLACES_PER_STATEMENT])
+            connection.execute(sa.delete(dead_letters).where(self._here(partition), some))
+
+    def _insert(
+        self, connection: sa.Connection, partition: int, rows: Sequence[dict[str, Any]], *, retrying: bool
+    ) -> None:
+        if rows:
+            until = now_ms() + self._foreign_key_ms if retrying else sa.literal(0)
+            own = {"namespace": self._namespace, "partition": partition}
+            statement = sa.insert(dead_letters).values(dead_ms=now_ms(), retry_until_ms=until)
+            connection.execute(statement, [{**own, **row} for row in rows])
+            # A request that comes late must not find another letter in the place of the one it means.
+            used = max(row["place"] for row in rows)
+            known = partitions.c
+            here = sa.and_(known.namespace == self._namespace, known.partition == partition, known.letters <= used)
+            connection.execute(sa.update(partitions).where(here).values(letters=used + 1))
+
+    def _row(self, suspect: Suspect, error: Exception | None) -> dict[str, Any]:
+        table, key = _first(suspect)
+        return {
+            "place": suspect.place,
+            "entry_id": suspect.entry_id.decode(errors="replace")[:48],
+            "mutation_id": suspect.mutation_id[:128],
+            "table_name": table,
+            "record_key": key,
+            "payload": suspect.payload,
+            "failure": "" if error is None else failure_of(suspect, error),
+            "error": "" if error is None else describe(error),
+            "attempts": 0 if error is None else 1,
+            "made_ms": made_ms(suspect.mutation_id),
+        }
+
+    def _refuse_again(
+        self, connection: sa.Connection, partition: int, suspect: Suspect, error: Exception, *, over: bool
+    ) -> None:
+        known = dead_letters.c
+        failure = failure_of(suspect, error)
+        values: dict[str, Any] = {"failure": failure, "error": describe(error), "attempts": known.attempts + 1}
+        if over or failure != NAMES[Failure.FOREIGN_KEY]:
+            values["retry_until_ms"] = 0
+        connection.execute(
+            sa.update(dead_letters).where(self._here(partition), known.place == suspect.place).values(**values)
+        )
+
+    def _here(self, partition: int) -> sa.ColumnElement[bool]:
+        return sa.and_(dead_letters.c.namespace == self._namespace, dead_letters.c.partition == partition)
+
+
+def told(partition: int, suspect: Suspect, error: Exception) -> DeadLetter:
+    """Return what services are told of a refused entry."""
+    table, key = _first(suspect)
+    return DeadLetter(
+        partition=partition,
+        place=suspect.place,
+        entry_id=suspect.entry_id.decode(errors="replace"),
+        table=table,
+        key_text=key,
+        failure=failure_of(suspect, error),
+        error=describe(error),
+        attempts=suspect.attempts + 1,
+    )
+
+
+def failure_of(suspect: Suspect, error: Exception) -> str:
+    """Name the kind of a refusal."""
+    return "unreadable" if suspect.mutations is None else NAMES.get(classify(error, committing=False), "poison")
+
+
+def _first(suspect: Suspect) -> tuple[str, str]:
+    return (suspect.mutations[0][1], suspect.mutations[0][2]) if suspect.mutations else ("", "")

@@ -1,0 +1,69 @@
+"""An entry that is tried alone or with few others, because SQL has refused it among many."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from writebehind.engine.core.payload import LETTER, Damaged, Mutation, Op, PayloadError, decode, encode
+from writebehind.flushers.quarantine import Key, keys_of
+
+__all__ = ["Suspect"]
+
+CONTROLLING = frozenset({Op.REPLAY, Op.DISCARD})
+
+
+@dataclass(slots=True)
+class Suspect:
+    """An entry to be tried.
+
+    Attributes:
+        entry_id: where it stands in the log, or stood.
+        mutation_id: that it carries.
+        payload: its encoded mutations.
+        place: of the letter that it is or may become.
+        letter: whether it is a letter already.
+        attempts: how often it was tried before.
+        mutations: decoded; None where that fails. Not to be merged, which would take the values away.
+        unreadable: why it cannot be decoded: damaged, or of a release that is not known here.
+    """
+
+    entry_id: bytes
+    mutation_id: str
+    payload: bytes
+    place: int
+    letter: bool = False
+    attempts: int = 0
+    mutations: Sequence[Mutation] | None = None
+    unreadable: PayloadError | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            self.mutations = decode(self.payload)
+        except PayloadError as error:
+            self.unreadable = error
+            return
+        first = self.mutations[0] if self.mutations else None
+        if first is not None and first[0] in CONTROLLING and type(first[3].get(LETTER)) is not int:
+            self.mutations = None
+            self.unreadable = Damaged("it names no dead letter", "find out who else writes to this stream")
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """What it changes."""
+        return keys_of(self.mutations or ())
+
+    @property
+    def control(self) -> tuple[int, int, dict[str, Any]] | None:
+        """The operation, the letter's place and the corrections, where it is about a letter."""
+        if not self.mutations or self.mutations[0][0] not in CONTROLLING:
+            return None
+        op, _, _, values = self.mutations[0]
+        corrections = {name: value for name, value in values.items() if name != LETTER}
+        return op, values[LETTER], corrections
+
+    def correct(self, values: dict[str, Any]) -> None:
+        """Replace some values of its one mutation."""
+        if values and self.mutations is not None and len(self.mutations) == 1:
+            op, table, key, before = self.mutations[0]
+            self.payload = encode(op, table, key, {**before, **values})
+            self.mutations = decode(self.payload)

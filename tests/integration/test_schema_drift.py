@@ -1,0 +1,200 @@
+"""Writers and flushers of different releases: columns and wire versions that one of them does not know."""
+
+import contextlib
+import datetime as dt
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+
+from writebehind.engine import ConfigurationError, UnknownColumns, WriteBehind
+from writebehind.engine.adapters.control_tables import dead_letters
+from writebehind.engine.core import payload
+from writebehind.engine.core.composing import Composer
+from writebehind.flushers import FlusherSettings, Status, drain, initialise
+from writebehind.recovery import dead_letters as letters_of
+from writebehind.recovery import replay
+
+DEADLINE_SECONDS = 20.0
+SETTINGS = FlusherSettings(linger_seconds=0, lease_ttl_seconds=1, halt_retry_seconds=0.2)
+
+
+def people(*, new: bool, policy: str | UnknownColumns = UnknownColumns.HALT) -> sa.Table:
+    """Return the table as the old or the new release declares it."""
+    nickname = [sa.Column("nickname", sa.String(20))] if new else []
+    return sa.Table(
+        "people",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("name", sa.String(20), nullable=False),
+        *nickname,
+        sa.Column("points", sa.Integer, nullable=False, default=0),
+        info={"writebehind": {"unknown_columns": policy}},
+    )
+
+
+class Releases:
+    """Engines of the old and of the new release in one namespace; the database has the new column already."""
+
+    def __init__(self, redis_url: str, database: str, namespace: str) -> None:
+        self._where: dict[str, Any] = {"redis": redis_url, "database": database, "namespace": namespace}
+        self._open = contextlib.ExitStack()
+        self.table = people(new=True)
+        self.new = self.engine(self.table)
+        initialise(self.new, create_tables=True)
+
+    def engine(self, table: sa.Table) -> WriteBehind:
+        """Make an engine with a table."""
+        app = WriteBehind(**self._where, tables=[table], partitions=1)
+        return self._open.enter_context(app)
+
+    def close(self) -> None:
+        """Close the engines."""
+        self._open.close()
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """What SQL has."""
+        with self.new.database.connect() as connection:
+            return [tuple(row) for row in connection.execute(sa.select(self.table).order_by(self.table.c.id))]
+
+    def letters(self) -> int:
+        """How many dead letters there are."""
+        with self.new.database.connect() as connection:
+            return connection.execute(sa.select(sa.func.count()).select_from(dead_letters)).scalar_one()
+
+
+@pytest.fixture
+def releases(redis_url: str, database_url: str, namespace: str) -> Iterator[Releases]:
+    """Two releases on each database."""
+    found = Releases(redis_url, database_url, namespace)
+    yield found
+    found.close()
+
+
+def flush(app: WriteBehind, seconds: float = DEADLINE_SECONDS) -> Status:
+    """Flush with the tables of an engine."""
+    return drain(app, seconds, SETTINGS)
+
+
+def write_new(releases: Releases) -> None:
+    """Write with the new release: a whole record, a patch of the new column, one of an old one."""
+    table, app = releases.table, releases.new
+    app.put(table, {"id": 1, "name": "Ada", "nickname": "A", "points": 1})
+    app.put(table, {"id": 2, "name": "Grace", "nickname": "G", "points": 2})
+    app.patch(table, 2, {"nickname": "Gr"})
+    app.increment(table, 1, {"points": 5})
+
+
+def test_an_old_flusher_halts_until_a_new_one_comes(releases: Releases) -> None:
+    """Nothing of the new column is lost, and nothing overtakes; no dead letters."""
+    old = releases.engine(people(new=False))
+    write_new(releases)
+    last = flush(old, 1.0)
+    (halted,) = last.halted
+    assert "nickname of table people" in str(halted.halted)
+    assert (releases.rows(), releases.letters()) == ([], 0)
+    assert flush(releases.new).backlog == 0
+    assert releases.rows() == [(1, "Ada", "A", 6), (2, "Grace", "Gr", 2)]
+
+
+def test_an_old_flusher_may_ignore(releases: Releases, caplog: pytest.LogCaptureFixture) -> None:
+    """What it knows is written, and that the rest is not is said."""
+    old = releases.engine(people(new=False, policy="ignore"))
+    write_new(releases)
+    assert flush(old).backlog == 0
+    assert releases.rows() == [(1, "Ada", None, 6), (2, "Grace", None, 2)]
+    assert "their values are not written" in caplog.text
+    assert releases.letters() == 0
+
+
+def test_an_old_flusher_may_set_aside(releases: Releases) -> None:
+    """Entries with the new column become dead letters, which a new flusher applies when they are replayed."""
+    table = people(new=False, policy=UnknownColumns.DEAD_LETTER)
+    old = releases.engine(table)
+    old.put(table, {"id": 3, "name": "Cy", "points": 3})
+    write_new(releases)
+    assert flush(old).backlog == 0
+    assert releases.rows() == [(3, "Cy", None, 3)]
+    assert releases.letters() == 4
+    replay(releases.new, [letter for letter in letters_of(releases.new) if letter.failure])
+    assert flush(releases.new).backlog == 0
+    assert releases.rows() == [(1, "Ada", "A", 6), (2, "Grace", "Gr", 2), (3, "Cy", None, 3)]
+    assert releases.letters() == 0
+
+
+def test_a_new_flusher_takes_what_old_writers_write(releases: Releases) -> None:
+    """A column that a writer does not know keeps the value that it has."""
+    write_new(releases)
+    table = people(new=False)
+    old = releases.engine(table)
+    old.put(table, {"id": 2, "name": "Hopper", "points": 20})
+    old.put(table, {"id": 4, "name": "Dee", "points": 4})
+    assert flush(releases.new).backlog == 0
+    assert releases.rows() == [(1, "Ada", "A", 6), (2, "Hopper", "Gr", 20), (4, "Dee", None, 4)]
+
+
+def test_a_policy_that_does_not_exist(redis_url: str, sqlite_url: str) -> None:
+    """It is refused when the table is declared."""
+    with pytest.raises(ConfigurationError, match="unknown_columns is 'guess'") as caught:
+        WriteBehind(redis=redis_url, database=sqlite_url, namespace="n", tables=[people(new=False, policy="guess")])
+    assert "'dead-letter'" in caught.value.hint
+
+
+class NextVersion:
+    """A release whose wire version is 2: its payloads say when they were made."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._patch = patch
+        self._decode = payload.decode
+
+    def encode(self, op: int, table: str, key_text: str, values: dict[str, Any]) -> bytes:
+        """Encode as version 2."""
+        made = dt.datetime(2026, 1, 1, tzinfo=dt.UTC).isoformat()
+        return msgspec.msgpack.encode((2, made, payload.encode(op, table, key_text, values)))
+
+    def decode(self, data: bytes) -> list[payload.Mutation]:
+        """Decode both versions."""
+        found = msgspec.msgpack.decode(data)
+        return self._decode(found[2] if found[0] == 2 else data)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Let writers be of this release."""
+        entry = Composer._entry
+        encode: Callable[..., bytes] = self.encode
+        with self._patch.context() as patch:
+            patch.setattr("writebehind.engine.core.composing.encode", encode)
+            yield
+        assert Composer._entry is entry
+
+    @contextlib.contextmanager
+    def flushing(self) -> Iterator[None]:
+        """Let flushers be of this release."""
+        with self._patch.context() as patch:
+            for module in ("intake", "suspect"):
+                patch.setattr(f"writebehind.flushers.{module}.decode", self.decode)
+            yield
+
+
+def test_wire_versions_in_both_directions(releases: Releases, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old flusher stops at the first newer payload and loses nothing; a new one reads both, in their order."""
+    table, app, upgraded = releases.table, releases.new, NextVersion(monkeypatch)
+    app.put(table, {"id": 1, "name": "old", "points": 1})
+    with upgraded.writing():
+        app.increment(table, 1, {"points": 10})
+    app.increment(table, 1, {"points": 100})
+    last = flush(app, 1.0)
+    (halted,) = last.halted
+    assert "payload version 2, this release reads version 1" in str(halted.halted)
+    assert last.backlog == 2
+    assert releases.rows() == [(1, "old", None, 1)]
+    with upgraded.flushing():
+        assert flush(app).backlog == 0
+    assert releases.rows() == [(1, "old", None, 111)]
+    assert releases.letters() == 0
+    app.increment(table, 1, {"points": 1000})
+    with upgraded.flushing():
+        assert flush(app).backlog == 0
+    assert releases.rows() == [(1, "old", None, 1111)]
