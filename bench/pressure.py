@@ -131,7 +131,10 @@ def _watched(now: Trial) -> Iterator[Seen]:
     def sample() -> None:
         with redis.Redis.from_url(now.plan.redis) as client:
             while not finishing.wait(SAMPLE_SECONDS):
-                seen.memory_bytes = max(seen.memory_bytes, int(client.info("memory")["used_memory"]))
+                memory = client.info("memory")
+                # What Redis itself holds against the limit: not the append-only file's buffer.
+                used = int(memory["used_memory"]) - int(memory["mem_not_counted_for_evict"])
+                seen.memory_bytes = max(seen.memory_bytes, used)
                 found = status(now.engine)
                 seen.lag_seconds = max(seen.lag_seconds, found.lag_seconds)
                 seen.held += bool(found.pressed)

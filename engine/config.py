@@ -95,7 +95,7 @@ class EngineSettings:
             that comes below the limit is taken whole. Who was held is admitted again below half of the limit.
         backlog_seconds_max: limit of the age of the oldest of them, by the writers' clocks and Redis's; None for none.
         redis_memory_share_max: share of Redis's ``maxmemory`` from which on a partition has to be flushed before it
-            gets more; looked at once a second, and only where Redis evicts nothing (``noeviction``); None for none.
+            gets more; looked at now and then, and only where Redis evicts nothing (``noeviction``); None for none.
         backpressure: what becomes of a write where one of these limits is reached, unless its table says otherwise.
 
     Raises:

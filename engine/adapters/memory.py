@@ -11,6 +11,12 @@ __all__ = ["Memory"]
 
 logger = logging.getLogger(__name__)
 
+AHEAD_SECONDS = 0.5
+"""How far ahead it is looked: a few of the pauses between two looks."""
+
+UNLIMITED_SECONDS = 1.0
+"""A Redis without a limit is looked at no more often."""
+
 WARN_SECONDS = 60.0
 """At most so often it is said: under a steady load a small Redis is short of memory again and again."""
 
@@ -23,14 +29,18 @@ class Memory:
         share_max: the share of ``maxmemory`` from which on it is short of it; None: it never is.
 
     Attributes:
-        short: whether it was at the last look. Never where Redis has no limit or does not tell; nor where it makes room
-            by evicting what has a time to live, because then all of its memory is in use in the end.
+        short: whether it was at the last look, or will be soon if it goes on like this. Never where Redis has no limit
+            or does not tell; nor where it makes room by evicting what has a time to live, because then all of its
+            memory is in use in the end.
     """
 
     def __init__(self, links: Links, share_max: float | None) -> None:
         self._links = links
         self._share_max = share_max
         self.short = False
+        self._limit = 0
+        self._used = 0
+        self._looked_at: float | None = None
         self._warned_at = float("-inf")
 
     def look(self) -> None:
@@ -41,7 +51,9 @@ class Memory:
         Raises:
             RedisUnavailable: Redis cannot be reached.
         """
-        if self._share_max is None:
+        now = time.monotonic()
+        rarely = self._limit == 0 and self._looked_at is not None and now - self._looked_at < UNLIMITED_SECONDS
+        if self._share_max is None or rarely:
             return
         with self._links.link() as link:
             try:
@@ -49,10 +61,10 @@ class Memory:
             except redis.ResponseError:
                 told = b""
         facts = dict(line.split(b":", 1) for line in told.split(b"\r\n") if b":" in line)
-        limit = _number(facts, b"maxmemory")
+        limit = self._limit = _number(facts, b"maxmemory")
         used = _number(facts, b"used_memory") - _number(facts, b"mem_not_counted_for_evict")
-        short = facts.get(b"maxmemory_policy") == b"noeviction" and 0 < limit * self._share_max <= used
-        now = time.monotonic()
+        expected = used + self._growth(used, now) * AHEAD_SECONDS
+        short = facts.get(b"maxmemory_policy") == b"noeviction" and 0 < limit * self._share_max <= expected
         if short and not self.short and now - self._warned_at >= WARN_SECONDS:
             self._warned_at = now
             logger.warning(
@@ -61,6 +73,12 @@ class Memory:
                 used, limit,
             )  # fmt: skip
         self.short = short
+
+    def _growth(self, used: int, now: float) -> float:
+        """Return the bytes that were added in each second since the last look; 0 where it were fewer."""
+        before, at = self._used, self._looked_at
+        self._used, self._looked_at = used, now
+        return 0.0 if at is None or now <= at else max(0.0, (used - before) / (now - at))
 
 
 def _number(facts: dict[bytes, bytes], name: bytes) -> int:

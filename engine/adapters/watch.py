@@ -1,6 +1,7 @@
 """Looking at Redis now and then, also while the application writes nothing: for a new history, and for its memory."""
 
 import logging
+import time
 import weakref
 from threading import Event, Thread, current_thread
 
@@ -13,13 +14,14 @@ from writebehind.engine.errors import RedisUnavailable
 __all__ = ["Watch"]
 
 WATCH_SECONDS = 1.0
+MEMORY_SECONDS = 0.2
 STOP_SECONDS_MAX = 5.0
 
 logger = logging.getLogger(__name__)
 
 
 class Watch:
-    """A thread that looks at Redis once a second. It keeps no engine alive.
+    """A thread that looks at Redis a few times in a second. It keeps no engine alive.
 
     Args:
         rewriter: looks for a new history.
@@ -43,8 +45,9 @@ class Watch:
 
 
 def _watch(known: "weakref.ref[Rewriter]", memory: Memory, wake: Event, stopping: Event) -> None:
+    looked_at = time.monotonic()
     while True:
-        wake.wait(WATCH_SECONDS)
+        woken = wake.wait(min(MEMORY_SECONDS, WATCH_SECONDS))
         wake.clear()
         rewriter = known()
         if rewriter is None:
@@ -53,8 +56,10 @@ def _watch(known: "weakref.ref[Rewriter]", memory: Memory, wake: Event, stopping
         if stopping.is_set():
             return
         try:
-            rewriter.look()
             memory.look()
+            if woken or time.monotonic() - looked_at >= WATCH_SECONDS:
+                looked_at = time.monotonic()
+                rewriter.look()
         except (RedisUnavailable, redis.ResponseError):
             # The next write says so; until Redis is back there is nothing to write again to.
             continue

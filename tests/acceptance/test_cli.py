@@ -16,7 +16,7 @@ import pytest
 import redis
 import sqlalchemy as sa
 
-from writebehind.engine import WriteBehind
+from writebehind.engine import BacklogFull, Backpressure, EngineSettings, WriteBehind
 from writebehind.engine.adapters.control_tables import partitions
 from writebehind.engine.receipts import Receipt
 
@@ -356,6 +356,27 @@ def test_status_for_people_and_for_scripts(shop: Shop) -> None:
         assert all(str(daemon.process.pid) in row["holder"] for row in found["partitions"])
         assert all(row["offset"] == row["end"] for row in found["partitions"])
         assert daemon.end() == 0
+
+
+def test_status_shows_what_is_held(shop: Shop) -> None:
+    """A partition that takes no more is named with the limit, until it is flushed; that is no failure."""
+    settings = EngineSettings(backlog_entries_max=2, backpressure=Backpressure.REJECT)
+    with WriteBehind(
+        redis=shop.redis, database=shop.database, tables=[accounts], namespace=shop.namespace, partitions=PARTITIONS,
+        settings=settings,
+    ) as engine:  # fmt: skip
+        home = partition_of("1", PARTITIONS)
+        for _ in range(2):
+            engine.put(accounts, {"id": 1})
+        with pytest.raises(BacklogFull):
+            engine.put(accounts, {"id": 1})
+        found = shop.status()
+        assert found["pressed"] == [home]
+        assert [row["pressure"] for row in found["partitions"] if row["partition"] == home] == ["entries"]
+        assert f"partition {home} UNDER PRESSURE: writes are held (limit on entries)" in shop.call("status")
+        shop.call("drain", "--rows-per-second-max", "1000", "--commit-seconds-target", "0.5")
+        assert shop.status()["pressed"] == []
+        engine.put(accounts, {"id": 1})
 
 
 # drain

@@ -477,6 +477,17 @@ def test_a_new_epoch_counts_what_was_before_it(own_redis: "OwnRedisFactory", mak
     assert ids(engine) == list(range(accepted + 1))
 
 
+def test_an_offset_that_was_set_back_is_published_again(make: Make, client: Any) -> None:
+    """A late command of a frozen flusher makes the backlog look long; the holder sees it, and writers go on."""
+    engine = make(IMPATIENT)
+    with flushing(engine, QUICK):
+        receipts = fill(engine)
+        receipts[-1].wait(Durability.PERSISTED, DEADLINE_SECONDS)
+        applied(client, receipts[0])
+        until(lambda: client.hget(engine.keys.metas[0], "watermark") == str(receipts[-1].entry_id).encode())
+        engine.put(accounts, account(LIMIT)).wait(Durability.PERSISTED, DEADLINE_SECONDS)
+
+
 # Redis full
 
 

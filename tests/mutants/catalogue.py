@@ -11,7 +11,6 @@ __all__ = ["MUTANTS", "Edit", "Mutant"]
 
 APPEND = "engine/adapters/lua/append.lua"
 APPENDER = "engine/adapters/appender.py"
-BATCHES = "engine/write_behind.py"
 COALESCING = "engine/core/coalescing.py"
 CONTIGUITY = "engine/core/contiguity.py"
 CURSOR = "flushers/cursor.py"
@@ -28,6 +27,7 @@ PUBLISH = "engine/adapters/lua/publish.lua"
 READER = "engine/adapters/reader.py"
 REWRITING = "engine/adapters/rewriting.py"
 ROWS = "engine/adapters/rows.py"
+SENDING = "engine/sending.py"
 SETTLE = "engine/adapters/lua/settle.lua"
 TAKEOVER = "recovery/takeover.py"
 TRANSACTION = "flushers/transaction.py"
@@ -186,15 +186,15 @@ WRITING = [
     mutant(
         "batch-overtaken",
         "a refused call is overtaken by the partition's next one: order is lost",
-        BATCHES,
-        "                if not isinstance(result, Exception)\n            }",
-        "                if made and result\n            }",
+        SENDING,
+        "            del queues[partition]\n            failures.append(result)",
+        "            failures.append(result)",
         f"{FAULTS}::test_a_call_is_not_overtaken_by_the_next_one",
     ),
     mutant(
         "receipts-shifted",
         "receipts of a batch speak of their neighbours' entries",
-        BATCHES,
+        SENDING,
         "first = int(last) - len(receipts) + 1",
         "first = int(last) - len(receipts)",
         f"{FAULTS}::test_receipts_of_a_batch_name_their_own_entries",
