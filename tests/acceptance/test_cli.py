@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from writebehind.engine import BacklogFull, Backpressure, EngineSettings, WriteBehind
 from writebehind.engine.adapters.control_tables import partitions
+from writebehind.engine.core.partitioning import partition_of
 from writebehind.engine.receipts import Receipt
 
 if TYPE_CHECKING:
