@@ -58,6 +58,8 @@ class CopyPath(UpsertPath):
 
         Durability, Repeat, Crash: see ``BulkPath``.
         """
+        # A former attempt may have found some before it was rolled back.
+        changes.refused.clear()
         self._refused = changes.refused
         return super().apply(connection, declared, changes)
 
