@@ -89,7 +89,7 @@ class CopyPath(UpsertPath):
         checks = [
             check
             for check in self._checks_of(connection, declared)
-            if all(name in columns for name, _ in check.columns)
+            if all(name in columns for name, _, _ in check.columns)
         ]
         staging, cursor = self._stage(connection, declared, columns, rows, numbered=bool(checks))
         found = refused(connection, cursor, staging, checks) if checks else {}

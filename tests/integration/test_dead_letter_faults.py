@@ -43,7 +43,7 @@ def forge(world: World, fields: dict[str, bytes]) -> None:
     """Append an entry by hand."""
     with redis.Redis.from_url(world.redis_url) as client:
         epoch = client.hget(world.app.keys.metas[0], "epoch").decode()
-        client.xadd(world.app.keys.logs[0], fields, id=f"{epoch}-*")  # type: ignore[arg-type]
+        client.xadd(world.app.keys.logs[0], fields, id=f"{epoch}-*")
 
 
 def table(name: str, *columns: sa.Column[Any]) -> sa.Table:
@@ -348,17 +348,17 @@ def test_a_put_of_an_older_release(redis_url: str, sqlite_url: str, namespace: s
 DEFINITIONS = {
     "collation": """
         CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
-        CREATE TABLE t (id int PRIMARY KEY, s varchar(20) COLLATE ci CHECK (s = 'open'))""",
+        CREATE TABLE things (id int PRIMARY KEY, s varchar(20) COLLATE ci CHECK (s = 'open'))""",
     "trigger of a partition": """
-        CREATE TABLE t (id int PRIMARY KEY, s varchar(20) CHECK (s = 'open')) PARTITION BY RANGE (id);
-        CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (10000);
+        CREATE TABLE things (id int PRIMARY KEY, s varchar(20) CHECK (s = 'open')) PARTITION BY RANGE (id);
+        CREATE TABLE things_1 PARTITION OF things FOR VALUES FROM (0) TO (10000);
         CREATE FUNCTION fix() RETURNS trigger LANGUAGE plpgsql AS $$
             BEGIN NEW.s := lower(NEW.s); RETURN NEW; END $$;
-        CREATE TRIGGER fixing BEFORE INSERT ON t1 FOR EACH ROW EXECUTE FUNCTION fix()""",
+        CREATE TRIGGER fixing BEFORE INSERT ON things_1 FOR EACH ROW EXECUTE FUNCTION fix()""",
     "whole row": """
-        CREATE TABLE t (id int PRIMARY KEY, s varchar(20));
-        CREATE FUNCTION okay(t) RETURNS bool IMMUTABLE LANGUAGE sql AS 'SELECT true';
-        ALTER TABLE t ADD CHECK (okay(t.*) AND s <> '')""",
+        CREATE TABLE things (id int PRIMARY KEY, s varchar(20));
+        CREATE FUNCTION okay(things) RETURNS bool IMMUTABLE LANGUAGE sql AS 'SELECT true';
+        ALTER TABLE things ADD CHECK (okay(things.*) AND s <> '')""",
 }
 
 
@@ -367,7 +367,7 @@ def test_nothing_is_refused_that_sql_would_take(
     redis_url: str, postgresql_url: str, namespace: str, caplog: pytest.LogCaptureFixture, definition: str
 ) -> None:
     """Constraints that mean something else, or nothing, where rows are asked before they are written."""
-    found = table("t", sa.Column("s", sa.String(20)))
+    found = table("things", sa.Column("s", sa.String(20)))
     with WriteBehind(
         redis=redis_url, database=postgresql_url, namespace=namespace, partitions=1, tables=[found]
     ) as app:
