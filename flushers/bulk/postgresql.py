@@ -109,6 +109,8 @@ class CopyPath(UpsertPath):
 
     def _checks_of(self, connection: sa.Connection, declared: DeclaredTable) -> tuple[Check, ...]:
         checks = self._checks.get(declared.table)
+        if not connection.in_transaction():
+            return ()  # Not to begin one: whoever writes does.
         if checks is None:
             checks = self._checks[declared.table] = checks_of(connection, declared, self._table(declared))
         return checks
