@@ -312,6 +312,7 @@ class ModelTransaction:
     def attempt(self, steps: Sequence[Changes]) -> None:
         """Write rows in a savepoint."""
         session = self.session
+        session.notes["batch"] = Batch(segments=self._segments, changes=steps[0])
         for segment in self._segments:
             session.applied[segment.partition] = [EntryID.parse(entry) for entry in segment.ids]
         kept, appended = dict(session.rows), len(session.appended)
