@@ -469,3 +469,25 @@ def test_retrying_tells_redis_nothing_about_the_log(small: World) -> None:
 
     flusher.run(until=tried)
     assert {count for count, _ in seen} <= {0, 1, 2}
+
+
+def test_what_was_tried_alone_and_taken_is_settled(redis_url: str, postgresql_url: str, namespace: str) -> None:
+    """A row under suspicion that SQL takes becomes clean in Redis like the others."""
+    found = table("things", sa.Column("s", sa.String(20)))
+    app = WriteBehind(redis=redis_url, database=postgresql_url, namespace=namespace, partitions=1, tables=[found])
+    with app, redis.Redis.from_url(redis_url) as client:
+        with app.database.begin() as connection:
+            connection.exec_driver_sql(
+                "CREATE TABLE things (id int PRIMARY KEY, s varchar(20));"
+                "CREATE FUNCTION okay(varchar) RETURNS bool LANGUAGE sql AS"
+                " $$ SELECT $1 <> 'odd' OR strpos(current_query(), 'writebehind_position') = 0 $$;"
+                "ALTER TABLE things ADD CHECK (okay(s))"
+            )
+        initialise(app)
+        with app.batch() as batch:
+            for key in range(200):
+                batch.put(found, {"id": key, "s": "odd" if key == 7 else "plain"})
+        drain(app, DEADLINE_SECONDS, SETTINGS)
+        assert letters(app) == []
+        assert len(rows(app, found)) == 200
+        assert all(client.ttl(app.keys.record(0, "things", str(key))) > 0 for key in (6, 7, 8))
