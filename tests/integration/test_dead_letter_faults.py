@@ -211,7 +211,7 @@ def test_forged_entries_with_control_characters(redis_url: str, database_url: st
     assert found[0].failure == "unreadable"
     assert found[0].mutation_id == r"a\x00b\x1b[2J"
     assert len(found[0].payload) < 100_000
-    assert 4 in world.balances()
+        assert 4 in world.balances()
 
 
 def test_a_letter_that_cannot_be_written_down_halts(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
