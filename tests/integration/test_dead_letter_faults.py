@@ -206,12 +206,12 @@ def test_forged_entries_with_control_characters(redis_url: str, database_url: st
         forge(world, {"m": b"x", "p": encode(Op.PATCH, "accounts", "a\x00b", {"id": "\x00", "limited": 1})})
         world.put(4)
         world.drain()
+        assert 4 in world.balances()
         with world.app.database.connect() as connection:
             found = connection.execute(sa.select(dead_letters).order_by(dead_letters.c.place)).all()
     assert found[0].failure == "unreadable"
     assert found[0].mutation_id == r"a\x00b\x1b[2J"
     assert len(found[0].payload) < 100_000
-        assert 4 in world.balances()
 
 
 def test_a_letter_that_cannot_be_written_down_halts(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
