@@ -131,6 +131,7 @@ class Flusher:
         self._memory = Memory(self._links, app.settings.redis_memory_share_max)
         self._pacing = Pacing(self.settings, time.monotonic())
         self._committing = False
+        self._untold: dict[int, range] = {}
         self._redis_lost = False
         self._tended_at = float("-inf")
         self._retrying = tenacity.Retrying(
@@ -215,6 +216,7 @@ class Flusher:
             # Committed by an attempt whose answer was lost: which letters it made, only SQL knows.
             self._abandon(upcoming)
             for segment in batch.segments:
+                self._untold[segment.partition] = segment.places
                 self.cursors.pop(segment.partition, None)
             return None
         if outcomes and upcoming is not None and self._overtakes(upcoming, outcomes):
@@ -397,6 +399,9 @@ class Flusher:
                 limit = min(2 * limit, ISOLATED_ENTRIES_MAX)
                 continue
             self._rewind()
+            if isinstance(error, LeaseLost):
+                # Lost, or committed by an attempt whose answer was lost: SQL knows.
+                self._untold[cursor.number] = segment.places
             self._drop_lost(batch, error)
             if self._passes(error) or cursor.number not in self.cursors:
                 return
@@ -596,6 +601,12 @@ class Flusher:
     def _cursor(self, lease: Lease) -> Cursor:
         if lease.previous is not None:
             logger.warning("partition %d: taking over from %s", lease.partition, lease.previous)
+        elif lease.partition in self._untold:
+            with self._engine.connect() as connection:
+                made = self._letters.made(connection, lease.partition, self._untold[lease.partition])
+            for letter in made:
+                self._apart.tell(letter)
+        self._untold.pop(lease.partition, None)
         return Cursor(
             number=lease.partition,
             token=lease.token,

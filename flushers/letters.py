@@ -97,6 +97,27 @@ class Letters:
             for row in found
         ]
 
+    def made(self, connection: sa.Connection, partition: int, places: range) -> list[DeadLetter]:
+        """Return the letters of some places that nobody tries again by himself, as services are told of them."""
+        known = dead_letters.c
+        some = sa.and_(known.place >= places.start, known.place < places.stop, known.retry_until_ms == 0)
+        rows = connection.execute(
+            sa.select(dead_letters).where(self._here(partition), some, known.failure != "").order_by(known.place)
+        )
+        return [
+            DeadLetter(
+                partition=partition,
+                place=row.place,
+                entry_id=row.entry_id,
+                table=row.table_name,
+                key_text=row.record_key,
+                failure=row.failure,
+                error=row.error,
+                attempts=row.attempts,
+            )
+            for row in rows
+        ]
+
     def record(self, connection: sa.Connection, partition: int, outcome: Outcome, retried: Quarantine) -> None:
         """Make, change and delete letters, as entries were refused, parked and applied.
 

@@ -491,3 +491,32 @@ def test_what_was_tried_alone_and_taken_is_settled(redis_url: str, postgresql_ur
         assert letters(app) == []
         assert len(rows(app, found)) == 200
         assert all(client.ttl(app.keys.record(0, "things", str(key))) > 0 for key in (6, 7, 8))
+
+
+@pytest.mark.parametrize("count", [1, 300])
+def test_a_letter_is_told_of_where_the_reply_is_lost(
+    redis_url: str, database_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """The letter is in SQL, and the flusher did not hear so: it looks, and tells once."""
+    world = World(redis_url, database_url, namespace, 1)
+    lost = threading.Event()
+    real = Transaction.commit
+
+    def commit(self: Transaction) -> None:
+        real(self)
+        if not lost.is_set() and world.letters():
+            lost.set()
+            raise OSError("the reply is lost")
+
+    with world.app:
+        world.drain()
+        monkeypatch.setattr(Transaction, "commit", commit)
+        with world.app.batch() as batch:
+            for key in range(2, 2 + count):
+                batch.put(accounts, {"id": key, "owner": "Ada", "balance": 1, "limited": 1000 if key == 2 else 0})
+        with flushing(world.app, LONG):
+            until(lambda: [letter.key_text for letter in world.told] == ["2"])
+            flushed(world)
+        assert lost.is_set()
+        assert world.letters() == [("2", "poison")]
+        assert len(world.told) == 1
