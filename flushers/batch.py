@@ -62,6 +62,14 @@ class Segment:
     pieces: Sequence[tuple[int, Sequence[RawEntry]]] = ()
     oldest_ms: int = 0
 
+    @property
+    def places(self) -> range:
+        """The places that its entries would get as dead letters."""
+        if not self.pieces:
+            return range(0)
+        (first, _), (last, entries) = self.pieces[0], self.pieces[-1]
+        return range(first, last + len(entries))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:

@@ -95,11 +95,16 @@ def flush(batch: Batch) -> Generator[Effect, Reply, dict[int, Outcome] | None]:
         refusals = yield Write(batch)
         for refusal in refusals if isinstance(refusals, Sequence) else ():
             outcome = outcomes[refusal.segment.partition] = Outcome()
-            for key, line in refusal.lines.items():
-                # One entry alone is what the constraint has judged; of several, it may be the last one's fault only.
-                yield from sift(line, Quarantine(), outcome, refusal.reasons[key] if len(line) == 1 else None)
+            for line in refusal.lines.values():
+                # The constraint was asked apart from the statement that writes the row: that one has the last word.
+                yield from sift(line, Quarantine(), outcome)
             yield Record(refusal.segment, outcome)
         yield Commit()
+        for partition, outcome in outcomes.items():
+            batch.changes.enter(partition)
+            for suspect in outcome.applied:
+                for _, table, key, _ in suspect.mutations or ():
+                    batch.changes.table(table).pass_over(key, suspect.entry_id)
     else:
         yield RollBack()
         if fenced is not Fenced.ALREADY:

@@ -16,7 +16,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import assert_never
@@ -29,13 +29,11 @@ from writebehind.engine.adapters.database_facts import require_transactions
 from writebehind.engine.adapters.links import Links
 from writebehind.engine.adapters.log import Log
 from writebehind.engine.adapters.memory import Memory
-from writebehind.engine.core.coalescing import Changes
-from writebehind.engine.core.letters import DeadLetter
-from writebehind.engine.core.payload import Op
 from writebehind.engine.core.positions import ORIGIN, EntryID
 from writebehind.engine.core.retention import DataLoss
 from writebehind.engine.errors import ConfigurationError, LeaseLost, RedisUnavailable, TransientError
 from writebehind.flushers import isolation
+from writebehind.flushers.apart import REFUSING, Apart
 from writebehind.flushers.batch import Batch, Segment
 from writebehind.flushers.config import FlusherSettings
 from writebehind.flushers.cursor import Cursor
@@ -43,11 +41,9 @@ from writebehind.flushers.failures import Failure, classify, describe
 from writebehind.flushers.flush import Acknowledge, Begin, Commit, Effect, Fence, Reply, RollBack, Write, flush
 from writebehind.flushers.garbage import collected_rarely
 from writebehind.flushers.intake import EntryFailed, Intake, refusals
-from writebehind.flushers.isolation import isolate
 from writebehind.flushers.leases import Lease, Leases
-from writebehind.flushers.letters import Letters, told
+from writebehind.flushers.letters import Letters
 from writebehind.flushers.pacing import Pacing
-from writebehind.flushers.quarantine import Letter
 from writebehind.flushers.sessions import flusher_engine
 from writebehind.flushers.settlement import Settlement
 from writebehind.flushers.sifting import Attempt, Outcome, Record
@@ -60,10 +56,8 @@ __all__ = ["Flusher", "holder_name"]
 logger = logging.getLogger(__name__)
 
 PASSING = frozenset({Failure.TRANSIENT, Failure.UNKNOWN})
-REFUSING = frozenset({Failure.POISON, Failure.FOREIGN_KEY})
 ISOLATED_ENTRIES_MAX = 1000
 RETRIED_LETTERS_MAX = 200
-FOREIGN_KEY_RETRY_SECONDS = 0.5
 IDLE_BLOCK_MS = 200
 DRAIN_BLOCK_MS = 10
 IDLE_SECONDS = 0.1
@@ -118,7 +112,7 @@ class Flusher:
         self._log = Log(self._links, app.keys, self.holder)
         self._engine = flusher_engine(app.database, self.settings.lease_ttl_seconds, self.holder)
         namespace = app.namespace_settings.namespace
-        self._letters = Letters(namespace, self.settings.foreign_key_seconds)
+        self._letters = Letters(namespace, self.settings.foreign_key_seconds, app.tables)
         self._leases = Leases(self._engine, namespace, self.holder, self.settings.lease_ttl_seconds, self._letters)
         self._transaction = Transaction(
             self._engine,
@@ -129,6 +123,7 @@ class Flusher:
             letters=self._letters,
         )
         self._intake = Intake(self._log, app.tables, self.settings.batch_bytes_max)
+        self._apart = Apart(self._transaction, self._intake, self.settings.foreign_key_seconds, app.tell_dead_letter)
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="writebehind-intake")
         self._settlement = Settlement(
             self._log, app.keys, app.settings.record_ttl_seconds, self.settings.retention_seconds
@@ -136,6 +131,7 @@ class Flusher:
         self._memory = Memory(self._links, app.settings.redis_memory_share_max)
         self._pacing = Pacing(self.settings, time.monotonic())
         self._committing = False
+        self._untold: dict[int, range] = {}
         self._redis_lost = False
         self._tended_at = float("-inf")
         self._retrying = tenacity.Retrying(
@@ -220,6 +216,7 @@ class Flusher:
             # Committed by an attempt whose answer was lost: which letters it made, only SQL knows.
             self._abandon(upcoming)
             for segment in batch.segments:
+                self._untold[segment.partition] = segment.places
                 self.cursors.pop(segment.partition, None)
             return None
         if outcomes and upcoming is not None and self._overtakes(upcoming, outcomes):
@@ -227,7 +224,7 @@ class Flusher:
             upcoming = None
         for partition, outcome in outcomes.items():
             if partition in self.cursors:
-                self._note_letters(self.cursors[partition], outcome)
+                self._apart.note(self.cursors[partition], outcome)
         return upcoming
 
     def _fail(self, batch: Batch, error: Exception) -> None:
@@ -302,7 +299,7 @@ class Flusher:
             case Write(batch):
                 return refusals(batch, self._transaction.write(batch))
             case Attempt(suspects):
-                return self._try_some(suspects)
+                return self._apart.write(suspects)
             case Record(segment, outcome):
                 self._transaction.record(segment.partition, outcome, self.cursors[segment.partition].quarantine)
             case Commit():
@@ -314,23 +311,6 @@ class Flusher:
                 self._settlement.submit(batch, self.cursors)
             case _:
                 assert_never(effect)
-        return None
-
-    def _try_some(self, suspects: Sequence[Suspect]) -> Exception | None:
-        """Write entries in a savepoint; return why SQL refuses one of them."""
-        error = self._try_changes(self._intake.merged(suspects))
-        if error is not None and len(suspects) == 1 and len(suspects[0].mutations or ()) > 1:
-            # A group whose members only work in their order: a unique value that one frees and the next one takes.
-            error = self._try_changes(self._intake.stepwise(suspects[0]))
-        return error
-
-    def _try_changes(self, steps: Sequence[Changes]) -> Exception | None:
-        try:
-            self._transaction.attempt(steps)
-        except Exception as error:
-            if classify(error, committing=False) not in REFUSING:
-                raise
-            return error
         return None
 
     def _collect_settled(self, *, everything: bool) -> None:
@@ -348,9 +328,9 @@ class Flusher:
             if cursor is None:
                 continue
             cursor.advance(segment.end, segment.rewritten)
-            cursor.quarantine.remove(segment.superseded)
             for suspect in segment.parked:
-                cursor.quarantine.add(suspect.place, Letter(suspect.keys))
+                cursor.quarantine.add(suspect.place, suspect.as_letter())
+            cursor.quarantine.remove(segment.superseded)
             cursor.seen_ms = segment.oldest_ms
             if segment.crossings:
                 # Numbers of another epoch must not trim this one.
@@ -412,18 +392,22 @@ class Flusher:
                 return
             batch, suspects = read
             segment = batch.segments[0]
-            error = self._try_apart(cursor, batch, suspects, condemned)
-            condemned = None
+            error = self._try_apart(cursor, batch, suspects, condemned=condemned)
             if error is None:
+                condemned = None
                 entries -= len(segment.ids)
+                limit = min(2 * limit, ISOLATED_ENTRIES_MAX)
                 continue
             self._rewind()
+            if isinstance(error, LeaseLost):
+                # Lost, or committed by an attempt whose answer was lost: SQL knows.
+                self._untold[cursor.number] = segment.places
             self._drop_lost(batch, error)
             if self._passes(error) or cursor.number not in self.cursors:
                 return
             if len(segment.ids) > 1:
                 limit = len(segment.ids) // 2
-            elif classify(error, committing=False) in REFUSING:
+            elif condemned is None and classify(error, committing=False) in REFUSING:
                 # Only the end of the transaction has shown it.
                 condemned = error
             else:
@@ -431,54 +415,39 @@ class Flusher:
                 return
 
     def _try_apart(
-        self, cursor: Cursor, batch: Batch, suspects: Sequence[Suspect], condemned: Exception | None
+        self,
+        cursor: Cursor,
+        batch: Batch,
+        suspects: Sequence[Suspect] = (),
+        *,
+        due: Collection[int] = (),
+        condemned: Exception | None = None,
     ) -> Exception | None:
-        """Commit what can be of one partition's entries, retrying what passes; return what else went wrong."""
+        """Commit what can be of one partition's entries and letters, retrying what passes; return what else fails."""
+        segment = batch.segments[0]
         try:
-            outcome = self._retrying(self._attempt_apart, cursor, batch, suspects, condemned)
+            outcome = self._retrying(
+                self._apart.attempt, self._perform_apart, cursor, segment, suspects, due=due, condemned=condemned
+            )
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller isolates it, halts and says so
             return error
         for suspect in [*outcome.applied, *(each for each in suspects if each.control is not None)]:
-            batch.changes.pass_over(suspect.mutations or (), suspect.entry_id)
-        self._note(batch)
-        self._note_letters(cursor, outcome)
+            self._intake.pass_over(batch.changes, cursor.number, suspect)
+        if segment.ids:
+            self._note(batch)
+        self._apart.note(cursor, outcome)
         self._settlement.submit(batch, self.cursors)
         return None
-
-    def _attempt_apart(
-        self, cursor: Cursor, batch: Batch, suspects: Sequence[Suspect], condemned: Exception | None
-    ) -> Outcome:
-        discarded: list[int] = []
-        control = suspects[0].control if len(suspects) == 1 else None
-        if control is not None:
-            op, place, corrections = control
-            suspects = self._chain(cursor, [place])
-            for suspect in suspects:
-                if suspect.place == place:
-                    suspect.correct(corrections)
-            if op == Op.DISCARD:
-                discarded = [suspect.place for suspect in suspects if suspect.place == place]
-                # What waited for it may go on; what SQL has refused is another decision.
-                suspects = [suspect for suspect in suspects if suspect.place > place and not suspect.attempts]
-        protocol = isolate(batch.segments[0], suspects, cursor.quarantine, discarded=discarded, condemned=condemned)
-        try:
-            effect = next(protocol)
-            while True:
-                effect = protocol.send(self._perform_apart(effect))
-        except StopIteration as stop:
-            outcome: Outcome = stop.value
-            return outcome
-        except BaseException:
-            self._transaction.roll_back()
-            raise
 
     def _perform_apart(self, effect: isolation.Effect) -> isolation.Reply:
         match effect:
             case isolation.Begin():
                 self._transaction.begin()
-                self._transaction.check_at_once()
+                self._transaction.check_attempts()
             case isolation.Fence(segment):
                 return self._transaction.fence([segment])
+            case isolation.Read(segment, places):
+                return self._transaction.letters(segment.partition, places)
             case Attempt() | Record() | Commit() | RollBack():
                 reply = self.perform(effect)
                 return reply if isinstance(reply, Exception) else None
@@ -486,54 +455,37 @@ class Flusher:
                 assert_never(effect)
         return None
 
-    def _chain(self, cursor: Cursor, places: Iterable[int]) -> list[Suspect]:
-        """Read the letters that are tied to some, in their order; those that are gone are left out."""
-        known = cursor.quarantine
-        chain = {each for place in places if place in known.letters for each in known.chain(place)}
-        if not chain:
-            return []
-        with self._engine.connect() as connection:
-            return self._letters.read(connection, cursor.number, chain)
-
-    def _note_letters(self, cursor: Cursor, outcome: Outcome) -> None:
-        """Remember what SQL has now, and tell of what nobody tries again by himself."""
-        now = time.monotonic()
-        changed = {suspect.place: Letter(suspect.keys) for suspect in outcome.parked if not suspect.letter}
-        for suspect, error in outcome.refused:
-            known = cursor.quarantine.letters.get(suspect.place)
-            until = now + self.settings.foreign_key_seconds if known is None else known.retry_until
-            retries = classify(error, committing=False) is Failure.FOREIGN_KEY and now < until
-            pause = FOREIGN_KEY_RETRY_SECONDS * min(10, 1 + suspect.attempts / 4)
-            changed[suspect.place] = Letter(suspect.keys, now + pause, until) if retries else Letter(suspect.keys)
-            if not retries:
-                self._tell_letter(told(cursor.number, suspect, error))
-        for quarantine in (cursor.quarantine, cursor.ahead):
-            quarantine.remove(outcome.gone)
-            for place, letter in changed.items():
-                quarantine.add(place, letter)
-
-    def _tell_letter(self, letter: DeadLetter) -> None:
-        logger.error(
-            "DEAD LETTER %d-%d: SQL refuses entry %s of %s; it is set aside, and later ones of its key wait: %s",
-            letter.partition, letter.place, letter.entry_id, letter.table or "an unknown table", letter.error,
-        )  # fmt: skip
-        self._app.tell_dead_letter(letter)
-
     def _retry_letters(self) -> None:
-        """Try entries again whose parents were missing."""
+        """Try letters again that are due: whose parents were missing, or with nothing before them."""
         for cursor in list(self.cursors.values()):
             due = cursor.quarantine.due(time.monotonic())[:RETRIED_LETTERS_MAX]
             if not due or cursor.stale or cursor.halted is not None:
                 continue
-            here = cursor.committed
-            segment = Segment(partition=cursor.number, token=cursor.token, start=here, end=here, ids=[])
-            batch = Batch(segments=[segment], changes=self._intake.blank(cursor.number))
-            error = self._try_apart(cursor, batch, self._chain(cursor, due), None)
-            if error is not None:
-                self._drop_lost(batch, error)
-                logger.warning("partition %d: dead letters: %s; trying again", cursor.number, describe(error))
-                for place in due:
-                    cursor.quarantine.postpone(place, time.monotonic() + self.settings.halt_retry_seconds)
+            error = self._retry(cursor, due)
+            for place in due if error is not None else ():
+                # Whatever is the matter with one line, the others go on.
+                if self.stopping.is_set() or cursor.number not in self.cursors:
+                    return
+                if place in cursor.quarantine.due(time.monotonic()):
+                    self._retry_line(cursor, place)
+
+    def _retry_line(self, cursor: Cursor, place: int) -> None:
+        error = self._retry(cursor, [place])
+        if error is not None and classify(error, committing=False) in REFUSING and cursor.number in self.cursors:
+            # Only the end of the transaction has shown it.
+            error = self._retry(cursor, [place], error)
+        if error is not None:
+            logger.warning("partition %d: dead letters: %s; trying again", cursor.number, describe(error))
+            cursor.quarantine.postpone(place, time.monotonic() + self.settings.halt_retry_seconds)
+
+    def _retry(self, cursor: Cursor, due: Collection[int], condemned: Exception | None = None) -> Exception | None:
+        here = cursor.committed
+        segment = Segment(partition=cursor.number, token=cursor.token, start=here, end=here, ids=[])
+        batch = Batch(segments=[segment], changes=self._intake.blank(cursor.number))
+        error = self._try_apart(cursor, batch, due=due, condemned=condemned)
+        if error is not None:
+            self._drop_lost(batch, error)
+        return error
 
     def _drop_lost(self, batch: Batch, error: Exception) -> None:
         if isinstance(error, LeaseLost):
@@ -649,6 +601,12 @@ class Flusher:
     def _cursor(self, lease: Lease) -> Cursor:
         if lease.previous is not None:
             logger.warning("partition %d: taking over from %s", lease.partition, lease.previous)
+        elif lease.partition in self._untold:
+            with self._engine.connect() as connection:
+                made = self._letters.made(connection, lease.partition, self._untold[lease.partition])
+            for letter in made:
+                self._apart.tell(letter)
+        self._untold.pop(lease.partition, None)
         return Cursor(
             number=lease.partition,
             token=lease.token,

@@ -22,12 +22,12 @@ from writebehind.engine.adapters.log import Log, RawEntry
 from writebehind.engine.core.coalescing import Changes, TableChanges
 from writebehind.engine.core.contiguity import Lineage, backlog, step
 from writebehind.engine.core.mutation_ids import made_ms
-from writebehind.engine.core.payload import Mutation, decode
+from writebehind.engine.core.payload import decode
 from writebehind.engine.core.positions import ORIGIN, EntryID
 from writebehind.engine.errors import ConfigurationError, WriteBehindError
 from writebehind.flushers.batch import Batch, Crossing, Segment
 from writebehind.flushers.cursor import Cursor
-from writebehind.flushers.quarantine import Key, Letter, keys_of
+from writebehind.flushers.quarantine import Key, keys_of
 from writebehind.flushers.sifting import Refusal
 from writebehind.flushers.suspect import Suspect
 
@@ -167,6 +167,16 @@ class Intake:
         changes.enter(partition)
         return changes
 
+    def pass_over(self, changes: Changes, partition: int, suspect: Suspect) -> None:
+        """Have the records of an entry settled that changes nothing more in SQL, whether or not it is declared."""
+        for _, name, key, _ in suspect.mutations or ():
+            if name not in self._makers and name not in changes.tables:
+                changes.tables[name] = TableChanges((), {}, lambda *_: None)
+                changes.tables[name].enter(partition)
+            if key:
+                changes.table(name).pass_over(key, suspect.entry_id)
+        changes.entries += 1
+
     def read_more(self, batch: Batch, cursors: Sequence[Cursor], entries_max: int) -> Batch:
         """Add to a batch what has arrived since; see ``read``."""
         return self._read(cursors, entries_max, 0, batch.changes, list(batch.segments)) or batch
@@ -236,7 +246,7 @@ class Intake:
         if suspects is None:
             merged = self._merge(cursor, entries, changes, taken)
         else:
-            merged = _gather(cursor, entries, changes, taken, suspects)
+            merged = self._gather(cursor, entries, changes, taken, suspects)
         if merged == 0:
             cursor.replay_until = last if cursor.replay_until is None else max(last, cursor.replay_until)
             return
@@ -370,7 +380,7 @@ class Intake:
                 held = bool(ahead) and ahead.holds(members)
                 superseded = ahead.superseded_by(members) if held else ()
                 if held and not superseded:
-                    _park(cursor, suspect_of(entries[number], taken.first_place + number), members, taken)
+                    _park(cursor, suspect_of(entries[number], taken.first_place + number), taken)
                     changes.entries += 1
                 elif not merge(members, entry_id):
                     return number
@@ -386,6 +396,33 @@ class Intake:
             self._entry_bytes = 0.8 * self._entry_bytes + 0.2 * (size / len(entries))
             return len(entries)
         raise EntryFailed(cursor.number, entries[number][0].decode(), number, failure)
+
+    def _gather(
+        self, cursor: Cursor, entries: Sequence[RawEntry], changes: Changes, taken: "_Taken", suspects: list[Suspect]
+    ) -> int:
+        """Take entries as they are; return how many. What SQL has under another ID is passed over, as in a merge."""
+        for number, (entry_id, fields) in enumerate(entries):
+            place = taken.first_place + number
+            again = len(fields) > ENTRY_FIELDS
+            try:
+                suspect = suspect_of(entries[number], place)
+                elsewhere = (again or cursor.rewritten) and _is_elsewhere(cursor, entry_id, fields)
+                original = _origin(fields) if again and not fields[5].endswith(DOUBT) else None
+            except (IndexError, ValueError):
+                # Not an entry of this product: what it consists of is kept for whoever looks.
+                suspect, elsewhere, original = Suspect(entry_id, "", msgspec.msgpack.encode(fields), place), False, None
+            if elsewhere:
+                self.pass_over(changes, cursor.number, suspect)
+                continue
+            if suspect.control is not None and number:
+                return number
+            suspects.append(suspect)
+            if original is not None:
+                taken.originals.append(original)
+                cursor.rewriting.add(original)
+            if suspect.control is not None:
+                return number + 1
+        return len(entries)
 
 
 @dataclass(slots=True)
@@ -405,10 +442,10 @@ def suspect_of(entry: RawEntry, place: int) -> Suspect:
     return Suspect(entry_id, fields[1].decode(errors="replace"), fields[3], place)
 
 
-def _park(cursor: Cursor, suspect: Suspect, members: Sequence[Mutation], taken: _Taken) -> None:
+def _park(cursor: Cursor, suspect: Suspect, taken: _Taken) -> None:
     if suspect.control is not None:
         raise ValueError("it is about a dead letter, and comes alone")
-    cursor.ahead.add(suspect.place, Letter(keys_of(members)))
+    cursor.ahead.add(suspect.place, suspect.as_letter())
     taken.parked.append(suspect)
 
 
@@ -430,38 +467,13 @@ def refusals(batch: Batch, refused: Mapping[Key, Exception]) -> list[Refusal]:
                 for key in keys:
                     lines.setdefault(key, []).append(suspect_of(entry, first_place + number))
         if lines:
-            found.append(Refusal(segment, lines, refused))
+            found.append(Refusal(segment, lines))
         for table, key_text in lines:
             batch.changes.tables[table].versions[segment.partition].pop(key_text, None)
     for key in refused.keys() - {key for refusal in found for key in refusal.lines}:
         # Not to be found again by its key: nothing of it may be passed over.
         raise refused[key]
     return found
-
-
-def _gather(
-    cursor: Cursor, entries: Sequence[RawEntry], changes: Changes, taken: _Taken, suspects: list[Suspect]
-) -> int:
-    """Take entries as they are; return how many. What SQL has under another ID is passed over, as in a merge."""
-    for number, (entry_id, fields) in enumerate(entries):
-        try:
-            if (len(fields) > ENTRY_FIELDS or cursor.rewritten) and _is_elsewhere(cursor, entry_id, fields):
-                changes.pass_over(decode(fields[3]), entry_id)
-                continue
-            suspect = suspect_of(entries[number], taken.first_place + number)
-            original = _origin(fields) if len(fields) > ENTRY_FIELDS and not fields[5].endswith(DOUBT) else None
-        except (IndexError, ValueError, KeyError):
-            # Not an entry of this product: what it consists of is kept for whoever looks.
-            suspect, original = Suspect(entry_id, "", msgspec.msgpack.encode(fields), taken.first_place + number), None
-        if suspect.control is not None and number:
-            return number
-        suspects.append(suspect)
-        if original is not None:
-            taken.originals.append(original)
-            cursor.rewriting.add(original)
-        if suspect.control is not None:
-            return number + 1
-    return len(entries)
 
 
 def _failure(error: Exception) -> WriteBehindError:

@@ -5,13 +5,15 @@ rows and the dead letters move in one transaction.
 
 ::
 
-    begin --> fence --> all in one attempt --refused--> halves --> ... --> one alone: a dead letter
-                           '--applied-----------------------------------> record letters --> commit
+    begin --> fence --> read letters --> all in one attempt --refused--> halves --> ... --> one alone: a dead letter
+                                            '--applied-----------------------------------> record letters --> commit
 """
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from writebehind.engine.core.payload import Op
 from writebehind.engine.errors import LeaseLost
 from writebehind.flushers.batch import Segment
 from writebehind.flushers.flush import Commit, Fenced, RollBack
@@ -19,12 +21,12 @@ from writebehind.flushers.quarantine import Quarantine
 from writebehind.flushers.sifting import Attempt, Outcome, Record, sift
 from writebehind.flushers.suspect import Suspect
 
-__all__ = ["Begin", "Effect", "Fence", "Reply", "isolate"]
+__all__ = ["Begin", "Effect", "Fence", "Read", "Reply", "isolate"]
 
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Open a transaction that checks every constraint at once."""
+    """Open a transaction whose attempts have every constraint checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,16 @@ class Fence:
     segment: Segment
 
 
-Effect = Begin | Fence | Attempt | Record | Commit | RollBack
-Reply = Fenced | Exception | None
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Read letters inside the transaction. Reply: those that SQL has, as entries to be tried, in their order."""
+
+    segment: Segment
+    places: Collection[int]
+
+
+Effect = Begin | Fence | Read | Attempt | Record | Commit | RollBack
+Reply = Fenced | Sequence[Suspect] | Exception | None
 
 
 def isolate(
@@ -43,20 +53,21 @@ def isolate(
     suspects: Sequence[Suspect],
     quarantine: Quarantine,
     *,
-    discarded: Iterable[int] = (),
+    due: Collection[int] = (),
     condemned: Exception | None = None,
 ) -> Generator[Effect, Reply, Outcome]:
     """Apply entries of one partition as far as SQL takes them.
 
     Args:
         segment: from where to where the offset moves; nowhere, where only letters are tried again.
-        suspects: the entries, in their order; among them letters, which count as in no quarantine meanwhile.
+        suspects: the entries, in their order; or one that is about a letter, or none.
         quarantine: the partition's letters; not changed.
-        discarded: places of letters that go.
-        condemned: the one entry was refused where it cannot be tried, at the end of a transaction.
+        due: places of letters to be tried again, with what is tied to them.
+        condemned: the one entry or chain was refused where it cannot be tried, at the end of a transaction.
 
     Durability: on return SQL has committed it. Repeat: ``LeaseLost``, because the offset has moved; what SQL has is
-    read again then. Crash: all or nothing.
+    read again then. Where the offset does not move, letters that an earlier attempt has applied are gone from SQL,
+    and are not tried again. Crash: all or nothing.
 
     Raises:
         LeaseLost: SQL's offset or token is not what this holder left, or an earlier attempt was committed.
@@ -66,9 +77,32 @@ def isolate(
         yield RollBack()
         raise LeaseLost(f"partition {segment.partition} has another holder or another offset", "it is taken over anew")
     held = quarantine.copy()
-    outcome = Outcome(gone=set(discarded))
+    outcome = Outcome()
+    control = suspects[0].control if len(suspects) == 1 else None
+    places = quarantine.chains(due if control is None else [control[1]])
+    if places or control is not None:
+        letters = yield Read(segment, places)
+        suspects = letters if isinstance(letters, Sequence) else []
+        outcome.gone = set(places) - {suspect.place for suspect in suspects}
+    if control is not None:
+        suspects = _decided(control, suspects, outcome)
     held.remove([*outcome.gone, *(suspect.place for suspect in suspects if suspect.letter)])
     yield from sift(suspects, held, outcome, condemned)
     yield Record(segment, outcome)
     yield Commit()
     return outcome
+
+
+def _decided(
+    control: tuple[int, int, dict[str, Any]], letters: Sequence[Suspect], outcome: Outcome
+) -> Sequence[Suspect]:
+    """Carry out what was decided about a letter; return what is to be tried."""
+    op, place, corrections = control
+    for letter in letters:
+        if letter.place == place:
+            letter.correct(corrections)
+    if op != Op.DISCARD:
+        return letters
+    outcome.gone |= {letter.place for letter in letters if letter.place == place}
+    # What waited for it may go on; what SQL has refused is another decision.
+    return [letter for letter in letters if letter.place > place and not letter.attempts]

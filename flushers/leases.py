@@ -17,7 +17,7 @@ Invariants:
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
 
@@ -194,7 +194,6 @@ class Leases:
                 if taken.rowcount != 1:
                     continue
                 row = connection.execute(sa.select(partitions).where(here)).one()
-                quarantine, next_place = self._letters.load(connection, number)
                 leases.append(
                     Lease(
                         partition=number,
@@ -202,12 +201,19 @@ class Leases:
                         offset=EntryID(row.epoch, row.sequence),
                         earlier=self._earlier(connection, number),
                         rewritten=self._rewritten(connection, number),
-                        quarantine=quarantine,
-                        next_place=next_place,
+                        next_place=row.letters,
                         previous=None if previous == self._holder else previous,
                     )
                 )
-        return leases
+        # Letters may be many: nobody has to wait for a lock meanwhile, and no time limit of a transaction counts.
+        return [lease for lease in map(self._with_letters, leases) if lease is not None]
+
+    def _with_letters(self, lease: Lease) -> Lease | None:
+        """Return a lease with its dead letters, or None where it was over before all were read."""
+        with self._engine.connect() as connection:
+            quarantine = self._letters.load(connection, lease.partition)
+        held = self.holds(lease.partition, lease.token, lease.offset)
+        return replace(lease, quarantine=quarantine) if held else None
 
     def _end_frozen_sessions(self) -> None:
         """End sessions of flushers that hold locks and say nothing, where the server does not do it by itself.

@@ -1,23 +1,30 @@
 """Dead letters in SQL: what a flusher writes there inside its transaction, and reads when it takes a partition over."""
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from writebehind.engine.adapters.control_tables import dead_letters, now_ms, partitions
+from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.core.letters import DeadLetter
 from writebehind.engine.core.mutation_ids import made_ms
 from writebehind.flushers.failures import Failure, classify, describe
-from writebehind.flushers.quarantine import Letter, Quarantine
+from writebehind.flushers.quarantine import Quarantine
 from writebehind.flushers.sifting import Outcome
 from writebehind.flushers.suspect import Suspect
 
-__all__ = ["Letters", "failure_of", "told"]
+__all__ = ["FOREIGN_KEY", "Letters", "failure_of", "told"]
 
 PLACES_PER_STATEMENT = 500
-NAMES = {Failure.POISON: "poison", Failure.FOREIGN_KEY: "foreign key"}
+LETTERS_PER_PAGE = 2_000
+UNREADABLE_BYTES_MAX = 65_536
+TABLE_NAME_MAX = 255
+FOREIGN_KEY = "foreign key"
+NAMES = {Failure.POISON: "poison", Failure.FOREIGN_KEY: FOREIGN_KEY}
+CONTROL_CHARACTERS = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
+NUL = {0: "\\x00"}
 
 
 class Letters:
@@ -26,29 +33,46 @@ class Letters:
     Args:
         namespace: its name.
         foreign_key_seconds: how long an entry whose parent is missing is tried again.
+        tables: the declared tables by name.
     """
 
-    def __init__(self, namespace: str, foreign_key_seconds: float) -> None:
+    def __init__(self, namespace: str, foreign_key_seconds: float, tables: Mapping[str, DeclaredTable]) -> None:
         self._namespace = namespace
+        self._whole = {
+            name: frozenset(column.name for column in declared.entity.columns) for name, declared in tables.items()
+        }
         self._foreign_key_ms = int(foreign_key_seconds * 1000)
 
-    def load(self, connection: sa.Connection, partition: int) -> tuple[Quarantine, int]:
-        """Return a partition's letters and the place of the next one."""
+    def load(self, connection: sa.Connection, partition: int) -> Quarantine:
+        """Return a partition's letters, read page by page, each in a transaction of its own.
+
+        Only what is read while the lease is valid counts: look at it afterwards.
+        """
         known = dead_letters.c
         left = sa.case((known.retry_until_ms > 0, known.retry_until_ms - now_ms()), else_=None)
-        rows = connection.execute(
-            sa.select(known.place, known.payload, left.label("left_ms"))
-            .where(self._here(partition))
+        page = (
+            sa.select(known.place, known.payload, known.failure, left.label("left_ms"))
+            .where(self._here(partition), known.place > sa.bindparam("after", type_=sa.BigInteger()))
             .order_by(known.place)
+            .limit(LETTERS_PER_PAGE)
         )
         now = time.monotonic()
-        quarantine = Quarantine()
-        for place, payload, left_ms in rows:
-            keys = Suspect(b"", "", payload, place).keys
-            retries = left_ms is not None
-            quarantine.add(place, Letter(keys, now if retries else None, now + left_ms / 1000 if retries else 0.0))
-        here = sa.and_(partitions.c.namespace == self._namespace, partitions.c.partition == partition)
-        return quarantine, connection.execute(sa.select(partitions.c.letters).where(here)).scalar_one()
+        quarantine = Quarantine(whole=self._whole)
+        waiting: set[int] = set()
+        after = -1
+        while rows := connection.execute(page, {"after": after}).all():
+            connection.rollback()
+            for place, payload, failure, left_ms in rows:
+                suspect = Suspect(b"", "", payload, place)
+                until = (None, 0.0) if left_ms is None else (now, now + left_ms / 1000)
+                quarantine.add(place, suspect.as_letter(*until))
+                if not failure:
+                    waiting.add(place)
+            after = rows[-1].place
+        for place in waiting.intersection(quarantine.leading()):
+            # What it waited for is gone without it, by hand, say.
+            quarantine.postpone(place, now)
+        return quarantine
 
     def read(self, connection: sa.Connection, partition: int, places: Collection[int]) -> list[Suspect]:
         """Return letters as entries to be tried, in their order."""
@@ -58,13 +82,40 @@ class Letters:
         for start in range(0, len(ordered), PLACES_PER_STATEMENT):
             some = known.place.in_(ordered[start : start + PLACES_PER_STATEMENT])
             found += connection.execute(
-                sa.select(known.entry_id, known.mutation_id, known.payload, known.place, known.attempts)
-                .where(self._here(partition), some)
-                .order_by(known.place)
+                sa.select(dead_letters).where(self._here(partition), some).order_by(known.place)
             ).all()
         return [
-            Suspect(row.entry_id.encode(), row.mutation_id, row.payload, row.place, letter=True, attempts=row.attempts)
+            Suspect(
+                row.entry_id.encode(),
+                row.mutation_id,
+                row.payload,
+                row.place,
+                letter=True,
+                attempts=row.attempts,
+                failure=row.failure,
+            )
             for row in found
+        ]
+
+    def made(self, connection: sa.Connection, partition: int, places: range) -> list[DeadLetter]:
+        """Return the letters of some places that nobody tries again by himself, as services are told of them."""
+        known = dead_letters.c
+        some = sa.and_(known.place >= places.start, known.place < places.stop, known.retry_until_ms == 0)
+        rows = connection.execute(
+            sa.select(dead_letters).where(self._here(partition), some, known.failure != "").order_by(known.place)
+        )
+        return [
+            DeadLetter(
+                partition=partition,
+                place=row.place,
+                entry_id=row.entry_id,
+                table=row.table_name,
+                key_text=row.record_key,
+                failure=row.failure,
+                error=row.error,
+                attempts=row.attempts,
+            )
+            for row in rows
         ]
 
     def record(self, connection: sa.Connection, partition: int, outcome: Outcome, retried: Quarantine) -> None:
@@ -79,7 +130,7 @@ class Letters:
         refused = [(suspect, error) for suspect, error in outcome.refused if not suspect.letter]
         rows = [self._row(*each) for each in refused]
         for retrying in (False, True):
-            some = [row for row in rows if (row["failure"] == NAMES[Failure.FOREIGN_KEY]) is retrying]
+            some = [row for row in rows if (row["failure"] == FOREIGN_KEY) is retrying]
             self._insert(connection, partition, some, retrying=retrying)
         self.park(connection, partition, [suspect for suspect in outcome.parked if not suspect.letter])
         now = time.monotonic()
@@ -115,16 +166,18 @@ class Letters:
             connection.execute(sa.update(partitions).where(here).values(letters=used + 1))
 
     def _row(self, suspect: Suspect, error: Exception | None) -> dict[str, Any]:
+        # Whatever a forged entry consists of, SQL has to take it.
         table, key = _first(suspect)
+        payload = suspect.payload if suspect.mutations is not None else suspect.payload[:UNREADABLE_BYTES_MAX]
         return {
             "place": suspect.place,
-            "entry_id": suspect.entry_id.decode(errors="replace")[:48],
-            "mutation_id": suspect.mutation_id[:128],
-            "table_name": table,
-            "record_key": key,
-            "payload": suspect.payload,
+            "entry_id": suspect.entry_id.decode(errors="replace").translate(CONTROL_CHARACTERS)[:48],
+            "mutation_id": suspect.mutation_id.translate(CONTROL_CHARACTERS)[:128],
+            "table_name": table.translate(NUL)[:TABLE_NAME_MAX],
+            "record_key": key.translate(NUL),
+            "payload": payload,
             "failure": "" if error is None else failure_of(suspect, error),
-            "error": "" if error is None else describe(error),
+            "error": "" if error is None else describe(error).translate(CONTROL_CHARACTERS),
             "attempts": 0 if error is None else 1,
             "made_ms": made_ms(suspect.mutation_id),
         }
@@ -134,8 +187,11 @@ class Letters:
     ) -> None:
         known = dead_letters.c
         failure = failure_of(suspect, error)
-        values: dict[str, Any] = {"failure": failure, "error": describe(error), "attempts": known.attempts + 1}
-        if over or failure != NAMES[Failure.FOREIGN_KEY]:
+        text = describe(error).translate(CONTROL_CHARACTERS)
+        values: dict[str, Any] = {"failure": failure, "error": text, "attempts": known.attempts + 1}
+        if failure == FOREIGN_KEY != suspect.failure:
+            values["retry_until_ms"] = now_ms() + self._foreign_key_ms
+        elif over or failure != FOREIGN_KEY:
             values["retry_until_ms"] = 0
         connection.execute(
             sa.update(dead_letters).where(self._here(partition), known.place == suspect.place).values(**values)
@@ -162,7 +218,10 @@ def told(partition: int, suspect: Suspect, error: Exception) -> DeadLetter:
 
 def failure_of(suspect: Suspect, error: Exception) -> str:
     """Name the kind of a refusal."""
-    return "unreadable" if suspect.mutations is None else NAMES.get(classify(error, committing=False), "poison")
+    if suspect.mutations is None:
+        return "unreadable"
+    # A letter that could not even be tried stays what it was.
+    return NAMES.get(classify(error, committing=False), suspect.failure or "poison")
 
 
 def _first(suspect: Suspect) -> tuple[str, str]:

@@ -53,7 +53,8 @@ class Settlement:
                 Acknowledgement(
                     partition=segment.partition,
                     ids=segment.ids,
-                    offset=segment.end,
+                    # Where only letters were tried again, the log is where it was.
+                    offset=segment.end if cursor is None or segment.end != segment.start else cursor.base,
                     whole=whole,
                     other=other,
                     ttl_ms=self._ttl_ms,

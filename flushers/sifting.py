@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from writebehind.engine.core.payload import Damaged
 from writebehind.flushers.batch import Segment
-from writebehind.flushers.quarantine import Key, Letter, Quarantine
+from writebehind.flushers.quarantine import Key, Quarantine
 from writebehind.flushers.suspect import Suspect
 
 __all__ = ["Attempt", "Outcome", "Record", "Refusal", "sift"]
@@ -43,12 +43,10 @@ class Refusal:
     Attributes:
         segment: what the batch takes from the partition.
         lines: the entries of each such key, in their order.
-        reasons: by key.
     """
 
     segment: Segment
     lines: Mapping[Key, Sequence[Suspect]]
-    reasons: Mapping[Key, Exception]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +104,7 @@ def _admitted(suspects: Sequence[Suspect], held: Quarantine, outcome: Outcome) -
     free: set[Key] = set()
     for suspect in suspects:
         if suspect.unreadable is not None:
-            if not isinstance(suspect.unreadable, Damaged):
+            if not isinstance(suspect.unreadable, Damaged) and not suspect.letter:
                 # A newer flusher may read it.
                 raise suspect.unreadable
             _refuse(suspect, suspect.unreadable, held, outcome)
@@ -118,7 +116,7 @@ def _admitted(suspects: Sequence[Suspect], held: Quarantine, outcome: Outcome) -
             if not superseded:
                 outcome.parked.append(suspect)
                 free -= set(suspect.keys)
-                held.add(suspect.place, Letter(suspect.keys))
+                held.add(suspect.place, suspect.as_letter())
                 continue
             lifted |= set(superseded)
             free |= set(suspect.keys)
@@ -128,4 +126,4 @@ def _admitted(suspects: Sequence[Suspect], held: Quarantine, outcome: Outcome) -
 
 def _refuse(suspect: Suspect, error: Exception, held: Quarantine, outcome: Outcome) -> None:
     outcome.refused.append((suspect, error))
-    held.add(suspect.place, Letter(suspect.keys))
+    held.add(suspect.place, suspect.as_letter())

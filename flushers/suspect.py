@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from writebehind.engine.core.payload import LETTER, Damaged, Mutation, Op, PayloadError, decode, encode
-from writebehind.flushers.quarantine import Key, keys_of
+from writebehind.flushers.quarantine import Key, Letter, keys_of, letter_of
 
 __all__ = ["Suspect"]
 
@@ -23,6 +23,7 @@ class Suspect:
         place: of the letter that it is or may become.
         letter: whether it is a letter already.
         attempts: how often it was tried before.
+        failure: of the last of those.
         mutations: decoded; None where that fails. Not to be merged, which would take the values away.
         unreadable: why it cannot be decoded: damaged, or of a release that is not known here.
     """
@@ -33,6 +34,7 @@ class Suspect:
     place: int
     letter: bool = False
     attempts: int = 0
+    failure: str = ""
     mutations: Sequence[Mutation] | None = None
     unreadable: PayloadError | None = None
 
@@ -51,6 +53,10 @@ class Suspect:
     def keys(self) -> tuple[Key, ...]:
         """What it changes."""
         return keys_of(self.mutations or ())
+
+    def as_letter(self, retry_at: float | None = None, retry_until: float = 0.0) -> Letter:
+        """Return what the flusher has to remember of it once it is a letter."""
+        return letter_of(self.mutations or (), retry_at, retry_until)
 
     @property
     def control(self) -> tuple[int, int, dict[str, Any]] | None:

@@ -1,6 +1,6 @@
 """The flush protocol's effects on SQL."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,6 +15,7 @@ from writebehind.flushers.flush import Fenced
 from writebehind.flushers.letters import Letters
 from writebehind.flushers.quarantine import Key, Quarantine
 from writebehind.flushers.sifting import Outcome
+from writebehind.flushers.suspect import Suspect
 
 __all__ = ["Transaction"]
 
@@ -51,6 +52,13 @@ class Transaction:
         self._connection: sa.Connection | None = None
         self._fences: dict[int, sa.Update] = {}
         self._partition = -1
+        self._checks_attempts = False
+        self._ended = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the database has ended the open transaction together with the attempt that failed."""
+        return self._ended
 
     @property
     def connection(self) -> sa.Connection:
@@ -67,6 +75,7 @@ class Transaction:
         """Open a transaction."""
         self._connection = self._engine.connect()
         self._connection.begin()
+        self._checks_attempts = self._ended = False
 
     def fence(self, segments: Sequence[Segment]) -> Fenced:
         """Move the offsets if they and the tokens are as expected; lock their rows in any case.
@@ -166,25 +175,47 @@ class Transaction:
                 self._letters.remove(self.connection, segment.partition, segment.superseded)
         return _refused(batch.changes)
 
-    def check_at_once(self) -> None:
-        """Have every constraint checked by its statement, not by the commit, where the database can."""
-        if self.connection.dialect.name == "postgresql":
-            self.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+    def check_attempts(self) -> None:
+        """Have constraints that are checked by the commit checked by each attempt, where the database can."""
+        self._checks_attempts = self.connection.dialect.name == "postgresql"
 
     def attempt(self, changes: Sequence[Changes]) -> None:
         """Write changes one after the other in a savepoint; roll back to it where one fails, and raise.
 
+        Where the error has ended the whole transaction, ``ended`` says so, and it can only be rolled back.
+
         Durability, Crash: as ``write``. Repeat: after it has failed only.
         """
-        with self.connection.begin_nested():
+        savepoint = self.connection.begin_nested()
+        try:
             for each in changes:
-                self._write(each)
-                for error in _refused(each).values():
-                    raise error
+                self._write_all(each)
+            if self._checks_attempts:
+                # Deferred again for the next attempt, whose rows may need one another.
+                self.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+                self.connection.exec_driver_sql("SET CONSTRAINTS ALL DEFERRED")
+        except Exception:
+            try:
+                savepoint.rollback()
+            except sa.exc.SQLAlchemyError:
+                # A deadlock, or ON CONFLICT ROLLBACK: the savepoint is gone, and why it is gone is what matters.
+                self._ended = True
+            raise
+        savepoint.commit()
+
+    def letters(self, partition: int, places: Collection[int]) -> list[Suspect]:
+        """Read dead letters as they are in the open transaction."""
+        return self._letters.read(self.connection, partition, places)
 
     def record(self, partition: int, outcome: Outcome, retried: Quarantine) -> None:
         """Make, change and delete dead letters. Durability, Repeat, Crash: as ``write``."""
         self._letters.record(self.connection, partition, outcome, retried)
+
+    def _write_all(self, changes: Changes) -> None:
+        """Write rows; raise where a constraint refuses one."""
+        self._write(changes)
+        for error in _refused(changes).values():
+            raise error
 
     def _write(self, changes: Changes) -> None:
         """Write rows: tables in foreign-key order, deletes in reverse."""

@@ -58,6 +58,8 @@ class CopyPath(UpsertPath):
 
         Durability, Repeat, Crash: see ``BulkPath``.
         """
+        # A former attempt may have found some before it was rolled back.
+        changes.refused.clear()
         self._refused = changes.refused
         return super().apply(connection, declared, changes)
 
@@ -87,7 +89,7 @@ class CopyPath(UpsertPath):
         checks = [
             check
             for check in self._checks_of(connection, declared)
-            if all(name in columns for name, _ in check.columns)
+            if all(name in columns for name, _, _ in check.columns)
         ]
         staging, cursor = self._stage(connection, declared, columns, rows, numbered=bool(checks))
         found = refused(connection, cursor, staging, checks) if checks else {}
@@ -107,6 +109,8 @@ class CopyPath(UpsertPath):
 
     def _checks_of(self, connection: sa.Connection, declared: DeclaredTable) -> tuple[Check, ...]:
         checks = self._checks.get(declared.table)
+        if not connection.in_transaction():
+            return ()  # Not to begin one: whoever writes does.
         if checks is None:
             checks = self._checks[declared.table] = checks_of(connection, declared, self._table(declared))
         return checks

@@ -3,47 +3,18 @@
 import dataclasses
 import itertools
 import random
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import redis
-import sqlalchemy as sa
 
+from refusing import DEADLINE_SECONDS, SETTINGS, World, accounts, events, orders, until
 from running import flushing
-from writebehind.engine import DeadLetter, Durability, WriteBehind
-from writebehind.engine.adapters.control_tables import dead_letters
-from writebehind.engine.core.composing import Draft, Entry
-from writebehind.engine.core.payload import LETTER, Op, encode
-from writebehind.flushers import FlusherSettings, Status, drain, initialise, isolation, status
+from writebehind.engine import Durability
+from writebehind.engine.core.payload import Op, encode
+from writebehind.flushers import drain, isolation, status
 from writebehind.flushers.flusher import Flusher
 
-DEADLINE_SECONDS = 20.0
-SETTINGS = FlusherSettings(linger_seconds=0, lease_ttl_seconds=1, foreign_key_seconds=0)
-
-metadata = sa.MetaData()
-accounts = sa.Table(
-    "accounts",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("owner", sa.String(20)),
-    sa.Column("balance", sa.Integer, nullable=False, default=0),
-    sa.Column("limited", sa.Integer, sa.CheckConstraint("limited < 1000"), nullable=False, default=0),
-    sa.Column("name", sa.String(20), unique=True),
-)
-orders = sa.Table(
-    "orders",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("account", sa.ForeignKey("accounts.id"), nullable=False),
-)
-events = sa.Table(
-    "events",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("kind", sa.String(20), sa.CheckConstraint("kind <> 'bad'"), nullable=False),
-)
 TRIGGERS = {
     "sqlite": """
         CREATE TRIGGER refusing BEFORE INSERT ON accounts WHEN NEW.owner = 'refused'
@@ -56,63 +27,6 @@ TRIGGERS = {
         CREATE TRIGGER refusing BEFORE INSERT ON accounts FOR EACH ROW
         IF NEW.owner = 'refused' THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'no such owner'; END IF""",
 }
-
-
-class World:
-    """An engine, and what its flushers told it."""
-
-    def __init__(self, redis_url: str, database: str, namespace: str, partitions: int) -> None:
-        self.told: list[DeadLetter] = []
-        self.redis_url = redis_url
-        self.app = WriteBehind(
-            redis=redis_url,
-            database=database,
-            tables=[accounts, orders, events],
-            namespace=namespace,
-            partitions=partitions,
-            on_dead_letter=self.told.append,
-        )
-        initialise(self.app, create_tables=True)
-        self.put(1)
-
-    def put(self, key: int, **values: Any) -> None:
-        """Write an account."""
-        self.app.put(accounts, {"id": key, "owner": "Ada", "balance": key, "name": f"n{key}", **values})
-
-    def drain(self, settings: FlusherSettings = SETTINGS) -> Status:
-        """Flush everything; nothing halts."""
-        last = drain(self.app, DEADLINE_SECONDS, settings)
-        assert (last.backlog, last.halted, last.lost_entries) == (0, [], 0)
-        return last
-
-    def rows(self, table: sa.Table = accounts) -> dict[int, Any]:
-        """What SQL has."""
-        with self.app.database.connect() as connection:
-            return {row.id: row for row in connection.execute(sa.select(table))}
-
-    def balances(self) -> dict[int, int]:
-        """The accounts' balances."""
-        return {key: row.balance for key, row in self.rows().items()}
-
-    def letters(self) -> list[tuple[str, str]]:
-        """Key and failure of each letter, in order."""
-        known = dead_letters.c
-        with self.app.database.connect() as connection:
-            found = connection.execute(sa.select(dead_letters).order_by(known.partition, known.place)).all()
-        return [(row.record_key, row.failure) for row in found]
-
-    def resolve(self, op: Op, key: str, number: int = 0, **values: Any) -> None:
-        """Append what replays or discards a letter of a key, as the commands do."""
-        known = dead_letters.c
-        with self.app.database.connect() as connection:
-            letter = connection.execute(
-                sa.select(dead_letters).where(known.record_key == key).order_by(known.place)
-            ).all()[number]
-        payload = encode(op, letter.table_name, key, {LETTER: letter.place, **values})
-        record = self.app.keys.record(letter.partition, letter.table_name, key)
-        entry = Entry(letter.partition, payload, [record], ["n", 1, letter.table_name], 1, (op, "", "", {}))
-        appender = self.app._appender
-        appender.append(Draft(letter.partition).add(entry).call(appender.call_id()))
 
 
 @pytest.fixture
@@ -241,7 +155,7 @@ def test_a_parent_that_comes_later(redis_url: str, database_url: str, namespace:
         later = world.app.put(orders, {"id": 2, "account": 1})
         later.wait(Durability.PERSISTED, DEADLINE_SECONDS)
         world.put(77)
-        _until(lambda: world.letters() == [])
+        until(lambda: world.letters() == [])
         assert world.rows(orders).keys() == {1, 2}
     assert world.told == []
 
@@ -251,7 +165,7 @@ def test_a_parent_that_never_comes(small: World) -> None:
     settings = dataclasses.replace(SETTINGS, foreign_key_seconds=1.2)
     with flushing(small.app, settings):
         small.app.put(orders, {"id": 1, "account": 77})
-        _until(lambda: len(small.told) == 1)
+        until(lambda: len(small.told) == 1)
     assert small.letters() == [("1", "foreign key")]
     (letter,) = small.told
     assert letter.attempts > 1
@@ -260,13 +174,6 @@ def test_a_parent_that_never_comes(small: World) -> None:
     small.drain()
     assert small.rows(orders).keys() == {1}
     assert len(small.told) == 1
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_what_is_refused_at_the_end_of_the_transaction(redis_url: str, postgresql_url: str, namespace: str) -> None:

@@ -327,7 +327,7 @@ def test_a_lease_of_another_is_not_released(app: WriteBehind, flusher: Callable[
     old.serve()
     expire(app)
     new.serve()
-    leases = Leases(app.database, app.keys.namespace, old.holder, 2, Letters(app.keys.namespace, 0))
+    leases = Leases(app.database, app.keys.namespace, old.holder, 2, Letters(app.keys.namespace, 0, {}))
     leases.release({0: old.cursors[0].token})
     leases.release({0: new.cursors[0].token})
     assert status(app).partitions[0].holder == new.holder

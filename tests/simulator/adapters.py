@@ -15,13 +15,17 @@ from simulator.loop import Process
 from simulator.naive import default_row
 from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.adapters.rows import Applied, Rows
-from writebehind.engine.core.coalescing import TableChanges
+from writebehind.engine.core.coalescing import Changes, TableChanges
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.core.retention import DataLoss
 from writebehind.engine.errors import DatabaseUnavailable
 from writebehind.flushers.batch import Batch, Segment
 from writebehind.flushers.flush import Fenced
 from writebehind.flushers.leases import Lease, Leases
+from writebehind.flushers.letters import Letters
+from writebehind.flushers.quarantine import Key, Quarantine
+from writebehind.flushers.sifting import Outcome
+from writebehind.flushers.suspect import Suspect
 
 __all__ = ["Engine", "ModelLeases", "ModelRows", "ModelTransaction", "flusher_engine"]
 
@@ -56,7 +60,7 @@ def flusher_engine(engine: Engine, _ttl_seconds: float, _holder: str) -> Engine:
 class ModelLeases(Leases):
     """Stands for ``Leases``."""
 
-    def __init__(self, engine: Any, _namespace: str, holder: str, ttl_seconds: float) -> None:
+    def __init__(self, engine: Any, _namespace: str, holder: str, ttl_seconds: float, _letters: Letters) -> None:
         self._model: Engine = engine
         self._name = holder
         self._ttl_seconds = ttl_seconds
@@ -205,6 +209,8 @@ def next_token(_database: Database, _number: int, row: PartitionRow) -> int:
 class ModelTransaction:
     """Stands for ``Transaction``."""
 
+    ended = False
+
     def __init__(
         self,
         engine: Any,
@@ -213,12 +219,14 @@ class ModelTransaction:
         lease_ttl_seconds: float,
         *,
         holder: str,
+        letters: Letters,
     ) -> None:
-        del holder
+        del holder, letters
         self._engine: Engine = engine
         self._tables = tables
         self._ttl_seconds = lease_ttl_seconds
         self._session: Session | None = None
+        self._segments: Sequence[Segment] = ()
 
     @property
     def session(self) -> Session:
@@ -234,6 +242,7 @@ class ModelTransaction:
     def fence(self, segments: Sequence[Segment]) -> Fenced:
         """Move the offsets."""
         session = self.session
+        self._segments = segments
         ours = [f"{each.partition}: {each.token} {each.start} -> {each.end}" for each in segments]
         moved: int = session.statement(f"fence {ours}", lambda: self._move(session, segments))
         if moved == len(segments):
@@ -279,8 +288,8 @@ class ModelTransaction:
         )
         return Fenced.ALREADY if already else Fenced.LOST
 
-    def write(self, batch: Batch) -> None:
-        """Write the rows."""
+    def write(self, batch: Batch) -> dict[Key, Exception]:
+        """Write the rows; no constraint refuses one."""
         session = self.session
         session.notes["batch"] = batch
         for segment in batch.segments:
@@ -295,6 +304,41 @@ class ModelTransaction:
         missing: int = session.statement(f"write {len(batch.changes)} rows", write)
         if missing:
             session.partition(batch.segments[0].partition).missing_rows += missing
+        return {}
+
+    def check_attempts(self) -> None:
+        """Nothing is deferred here."""
+
+    def attempt(self, steps: Sequence[Changes]) -> None:
+        """Write rows in a savepoint."""
+        session = self.session
+        session.notes["batch"] = Batch(segments=self._segments, changes=steps[0])
+        for segment in self._segments:
+            session.applied[segment.partition] = [EntryID.parse(entry) for entry in segment.ids]
+        kept, appended = dict(session.rows), len(session.appended)
+
+        def write() -> None:
+            for step in steps:
+                for name, changes in step.tables.items():
+                    apply_changes(session, name, changes, self._tables[name])
+
+        try:
+            session.statement("attempt", write)
+        except sa.exc.IntegrityError:
+            session.rows.clear()
+            session.rows.update(kept)
+            del session.appended[appended:]
+            raise
+
+    def letters(self, partition: int, places: Collection[int]) -> list[Suspect]:
+        """There are none here."""
+        del partition, places
+        return []
+
+    def record(self, _partition: int, outcome: Outcome, _retried: Quarantine) -> None:
+        """Nothing is ever refused here."""
+        if outcome.refused or outcome.parked:
+            raise AssertionError(f"refused: {outcome}")
 
     def commit(self) -> None:
         """Commit."""

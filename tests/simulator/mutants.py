@@ -23,6 +23,7 @@ from writebehind.engine.core.positions import EntryID
 from writebehind.flushers import flush, flusher
 from writebehind.flushers.batch import Batch, Segment
 from writebehind.flushers.cursor import Cursor
+from writebehind.flushers.quarantine import Key
 from writebehind.recovery import reclaim, takeover
 
 __all__ = ["MUTANTS", "Mutant"]
@@ -124,14 +125,16 @@ def _all_moved(transaction: ModelTransaction, session: Any, segments: Sequence[S
     return len(segments)
 
 
-def _swallowing(original: Callable[[ModelTransaction, Batch], None]) -> Callable[[ModelTransaction, Batch], None]:
-    def write(transaction: ModelTransaction, batch: Batch) -> None:
+Writing = Callable[[ModelTransaction, Batch], dict[Key, Exception]]
+
+
+def _swallowing(original: Writing) -> Writing:
+    def write(transaction: ModelTransaction, batch: Batch) -> dict[Key, Exception]:
         """Go on after an error that has undone the statement."""
         if transaction.session.database.faults.at((Fault.DEADLOCK,)) is Fault.DEADLOCK:
             with mock.patch.object(adapters, "apply_changes", return_value=0):
-                original(transaction, batch)
-        else:
-            original(transaction, batch)
+                return original(transaction, batch)
+        return original(transaction, batch)
 
     return write
 

@@ -13,8 +13,8 @@ from writebehind.engine.core.positions import EntryID
 from writebehind.engine.errors import LeaseLost, PoisonEntryError
 from writebehind.flushers.batch import Segment
 from writebehind.flushers.flush import Commit, Fenced, RollBack
-from writebehind.flushers.isolation import Begin, Effect, Fence, Reply, isolate
-from writebehind.flushers.quarantine import Letter, Quarantine
+from writebehind.flushers.isolation import Begin, Effect, Fence, Read, Reply, isolate
+from writebehind.flushers.quarantine import Letter, Quarantine, letter_of
 from writebehind.flushers.sifting import Attempt, Outcome, Record
 from writebehind.flushers.suspect import Suspect
 
@@ -42,12 +42,15 @@ class World:
     rows: dict[str, list[int]] = field(default_factory=dict)
     effects: list[Effect] = field(default_factory=list)
     attempts: int = 0
+    letters: Sequence[Suspect] = ()
 
     def perform(self, effect: Effect) -> Reply:
         """Do one effect."""
         self.effects.append(effect)
         if isinstance(effect, Fence):
             return self.fenced
+        if isinstance(effect, Read):
+            return [suspect for suspect in self.letters if suspect.place in effect.places]
         if isinstance(effect, Attempt):
             self.attempts += 1
             if any(map(is_bad, effect.suspects)):
@@ -65,7 +68,8 @@ class World:
 
     def isolate(self, suspects: Sequence[Suspect], quarantine: Quarantine | None = None) -> Outcome:
         """Run the protocol."""
-        protocol = isolate(SEGMENT, suspects, quarantine or Quarantine())
+        due = [suspect.place for suspect in self.letters]
+        protocol = isolate(SEGMENT, suspects, quarantine or Quarantine(), due=due)
         effect = next(protocol)
         while True:
             try:
@@ -94,10 +98,10 @@ def one_by_one(suspects: Sequence[Suspect], quarantine: Quarantine) -> tuple[Wor
         superseded = held.superseded_by(mutations) if held.holds(mutations) else ()
         if held.holds(mutations) and not superseded:
             parked.append(suspect.place)
-            held.add(suspect.place, Letter(suspect.keys))
+            held.add(suspect.place, suspect.as_letter())
         elif is_bad(suspect):
             refused.append(suspect.place)
-            held.add(suspect.place, Letter(suspect.keys))
+            held.add(suspect.place, suspect.as_letter())
         else:
             world.apply(suspect)
             applied.append(suspect.place)
@@ -174,10 +178,65 @@ def test_letters_are_tried_again_in_their_order() -> None:
     for suspect in line:
         suspect.letter = True
         quarantine.add(suspect.place, Letter(suspect.keys))
-    world = World()
-    outcome = world.isolate(line, quarantine)
+    world = World(letters=line)
+    outcome = world.isolate([], quarantine)
     assert places(outcome) == ([0, 1], [2], [3], [0, 1])
     assert world.rows == {"a": [0, 1]}
+
+
+def test_letters_that_an_earlier_attempt_has_applied() -> None:
+    """The outcome of its commit was unknown: what SQL has no more is not tried again, and is forgotten."""
+    quarantine = Quarantine()
+    line = [entry(0, (Op.PUT, "a")), entry(1, (Op.PATCH, "a")), entry(2, (Op.INCREMENT, "a"), bad=True)]
+    for suspect in line:
+        suspect.letter = True
+        quarantine.add(suspect.place, Letter(suspect.keys))
+    world = World(letters=line[2:])
+    assert places(world.isolate([], quarantine)) == ([], [2], [], [0, 1])
+    assert world.rows == {}
+
+
+@pytest.mark.parametrize(
+    ("op", "columns", "superseded"),
+    [
+        (Op.PUT, "abc", [0, 1]),
+        (Op.PUT, "abcd", [0, 1]),
+        (Op.PUT, "ab", []),
+        (Op.DELETE, "", [0, 1]),
+        (Op.PATCH, "abc", []),
+    ],
+)
+def test_a_put_supersedes_what_it_covers(op: Op, columns: str, superseded: list[int]) -> None:
+    """A put of an older release lacks columns: it makes nothing meaningless that changed one of those."""
+    quarantine = Quarantine()
+    quarantine.add(0, letter_of([(Op.PATCH, "t", "k", {"c": 1})]))
+    quarantine.add(1, letter_of([(Op.PUT, "t", "k", {"a": 1, "b": 1})]))
+    assert list(quarantine.superseded_by([(op, "t", "k", dict.fromkeys(columns))])) == superseded
+
+
+def test_what_is_not_about_one_row_is_not_superseded() -> None:
+    """A group that also makes a row whose key the database makes; and a delete, by a put that is no whole row."""
+    quarantine = Quarantine(whole={"t": frozenset("ab")})
+    quarantine.add(0, letter_of([(Op.INSERT, "audit", "", {"x": 1}), (Op.PUT, "t", "k", {"a": 1})]))
+    quarantine.add(1, letter_of([(Op.DELETE, "t", "l", {"a": 1})]))
+    quarantine.add(2, letter_of([(Op.DELETE, "u", "m", {"a": 1})]))
+    assert quarantine.superseded_by([(Op.PUT, "t", "k", {"a": 1, "b": 1})]) == ()
+    assert quarantine.superseded_by([(Op.DELETE, "t", "k", {"a": 1})]) == ()
+    assert quarantine.superseded_by([(Op.PUT, "t", "l", {"a": 1})]) == ()
+    assert quarantine.superseded_by([(Op.PUT, "t", "l", {"a": 1, "b": 1})]) == (1,)
+    assert quarantine.superseded_by([(Op.PUT, "u", "m", {"a": 1})]) == ()
+
+
+def test_a_line_is_in_the_order_of_its_places() -> None:
+    """Whatever is set aside first; the first one without another before it leads."""
+    quarantine = Quarantine()
+    for place in (4, 2, 9, 3):
+        quarantine.add(place, Letter((("t", "a"),)))
+    quarantine.add(2, Letter((("t", "a"), ("t", "b"))))
+    assert quarantine.chain(9) == [2, 3, 4, 9]
+    assert quarantine.leading() == [2]
+    assert quarantine.holds([(Op.PATCH, "t", "a", {})], 3)
+    assert not quarantine.holds([(Op.PATCH, "t", "a", {})], 2)
 
 
 def test_chains() -> None:

@@ -1,0 +1,132 @@
+"""Trying entries and dead letters apart: the protocol of ``flushers.isolation`` done, and its outcome remembered."""
+
+import logging
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from writebehind.engine.core.coalescing import Changes
+from writebehind.engine.core.letters import DeadLetter
+from writebehind.flushers import isolation
+from writebehind.flushers.batch import Segment
+from writebehind.flushers.cursor import Cursor
+from writebehind.flushers.failures import Failure, classify
+from writebehind.flushers.intake import Intake
+from writebehind.flushers.isolation import isolate
+from writebehind.flushers.letters import FOREIGN_KEY, told
+from writebehind.flushers.quarantine import Letter
+from writebehind.flushers.sifting import Outcome
+from writebehind.flushers.suspect import Suspect
+from writebehind.flushers.transaction import Transaction
+
+__all__ = ["REFUSING", "Apart"]
+
+logger = logging.getLogger(__name__)
+
+REFUSING = frozenset({Failure.POISON, Failure.FOREIGN_KEY})
+RETRYABLE = frozenset({Failure.FOREIGN_KEY, Failure.CONFIGURATION})
+FOREIGN_KEY_RETRY_SECONDS = 0.5
+
+
+class Apart:
+    """Tries entries of one partition at a time.
+
+    Args:
+        transaction: where.
+        intake: merges them.
+        foreign_key_seconds: how long an entry whose parent is missing is tried again.
+        tell: called with each letter that nobody tries again by himself.
+    """
+
+    def __init__(
+        self,
+        transaction: Transaction,
+        intake: Intake,
+        foreign_key_seconds: float,
+        tell: Callable[[DeadLetter], Any],
+    ) -> None:
+        self._transaction = transaction
+        self._intake = intake
+        self._foreign_key_seconds = foreign_key_seconds
+        self._tell = tell
+
+    def attempt(
+        self,
+        perform: Callable[[isolation.Effect], isolation.Reply],
+        cursor: Cursor,
+        segment: Segment,
+        suspects: Sequence[Suspect],
+        *,
+        due: Collection[int],
+        condemned: Exception | None,
+    ) -> Outcome:
+        """Run the protocol once; see ``isolate``. Whatever it raises, the transaction is rolled back."""
+        protocol = isolate(segment, suspects, cursor.quarantine, due=due, condemned=condemned)
+        try:
+            effect = next(protocol)
+            while True:
+                effect = protocol.send(perform(effect))
+        except StopIteration as stop:
+            outcome: Outcome = stop.value
+            return outcome
+        except BaseException:
+            self._transaction.roll_back()
+            raise
+
+    def write(self, suspects: Sequence[Suspect]) -> Exception | None:
+        """Write entries in a savepoint; return why SQL refuses one of them.
+
+        Durability, Crash: as the transaction. Repeat: after they were refused only.
+        """
+        error = self._try(suspects, lambda: self._intake.merged(suspects))
+        if error is not None and len(suspects) == 1 and len(suspects[0].mutations or ()) > 1:
+            # A group whose members only work in their order: a unique value that one frees and the next one takes.
+            error = self._try(suspects, lambda: self._intake.stepwise(suspects[0]))
+        return error
+
+    def _try(self, suspects: Sequence[Suspect], steps: Callable[[], Sequence[Changes]]) -> Exception | None:
+        try:
+            self._transaction.attempt(steps())
+        except Exception as error:
+            failure = classify(error, committing=False)
+            # A letter is set aside already: a table that is missing is its own trouble, not its partition's.
+            refused = failure in REFUSING or (
+                failure is Failure.CONFIGURATION and all(suspect.letter for suspect in suspects)
+            )
+            if self._transaction.ended or not refused:
+                raise
+            return error
+        return None
+
+    def note(self, cursor: Cursor, outcome: Outcome) -> None:
+        """Remember what SQL has now, and tell of what nobody tries again by himself."""
+        now = time.monotonic()
+        changed: dict[int, Letter] = {}
+        for suspect in outcome.parked:
+            if suspect.place not in outcome.gone:
+                changed[suspect.place] = suspect.as_letter()
+        for suspect, error in outcome.refused:
+            if suspect.place in outcome.gone:
+                continue
+            known = cursor.quarantine.letters.get(suspect.place)
+            failure = classify(error, committing=False)
+            until = 0.0 if known is None else known.retry_until
+            if failure is Failure.FOREIGN_KEY and suspect.failure != FOREIGN_KEY:
+                until = now + self._foreign_key_seconds
+            retries = failure in RETRYABLE and now < until
+            pause = FOREIGN_KEY_RETRY_SECONDS * min(10, 1 + suspect.attempts / 4)
+            changed[suspect.place] = suspect.as_letter(now + pause, until) if retries else suspect.as_letter()
+            if not retries:
+                self.tell(told(cursor.number, suspect, error))
+        for quarantine in (cursor.quarantine, cursor.ahead):
+            quarantine.remove(outcome.gone)
+            for place, letter in changed.items():
+                quarantine.add(place, letter)
+
+    def tell(self, letter: DeadLetter) -> None:
+        """Say that SQL refuses an entry."""
+        logger.error(
+            "DEAD LETTER %d-%d: SQL refuses entry %s of %s; it is set aside, and later ones of its key wait: %s",
+            letter.partition, letter.place, letter.entry_id, letter.table or "an unknown table", letter.error,
+        )  # fmt: skip
+        self._tell(letter)
