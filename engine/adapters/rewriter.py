@@ -183,13 +183,13 @@ class Rewriter:
         lost = [single for single in lost if is_lost(single.entry_id, lineage)]
         beyond = [each for each in dropped if is_lost(each, lineage)]
         unretained, before = 0, None
+        said = partition in self._uncounted
         self._uncounted.discard(partition)
         if beyond:
             try:
                 unretained, before = self._unretained(partition, beyond, lineage)
-            except DatabaseUnavailable:
-                # Only SQL can tell what is lost of it: asked again at the next look.
-                self._uncounted.add(partition)
+            except DatabaseUnavailable as error:
+                self._leave_uncounted(partition, max(beyond), error, said=said)
                 beyond = []
         if not lost and not unretained:
             return None
@@ -229,6 +229,15 @@ class Rewriter:
             until_ms=_made_ms(lost[-1]) if lost else 0,
             keys=sorted({(table, key) for single in superseded for _, table, key, _ in decode(single.payload)}),
         )
+
+    def _leave_uncounted(self, partition: int, last: EntryID, error: DatabaseUnavailable, *, said: bool) -> None:
+        """Note that only SQL can tell what is lost, to be asked again at the next look; say so once."""
+        self._uncounted.add(partition)
+        if not said:
+            logger.error(
+                "partition %d: Redis lost accepted entries up to %s that are not kept any more; which of them SQL has, it "
+                "cannot be asked now (%s), and is asked again", partition, last, error.message,
+            )  # fmt: skip
 
     def _not_in_sql(self, partition: int, singles: list[Single]) -> list[Single]:
         """Return the entries that SQL has not applied, neither where they stood last nor where they stood first."""
