@@ -145,7 +145,7 @@ class Rewriter:
             for number, epoch in zip(partitions, epochs, strict=True):
                 known = self.histories.get(number, (b"", b""))
                 now = (identity, b"%b %b" % (identity, epoch if isinstance(epoch, bytes) else b""))
-                if known != now or number in self._uncounted:
+                if known != now or (number in self._uncounted and self._sql_answers(number)):
                     self.reconcile(number)
         # Only now: while Redis is away nothing grows too old.
         with self._lock:
@@ -235,9 +235,17 @@ class Rewriter:
         self._uncounted.add(partition)
         if not said:
             logger.error(
-                "partition %d: Redis lost accepted entries up to %s that are not kept any more; which of them SQL has, it "
-                "cannot be asked now (%s), and is asked again", partition, last, error.message,
+                "partition %d: Redis lost accepted entries up to %s that are not kept any more; SQL cannot be asked now "
+                "which of them it has (%s), and is asked again", partition, last, error.message,
             )  # fmt: skip
+
+    def _sql_answers(self, partition: int) -> bool:
+        """Tell whether SQL can be asked, before anything is held that writes may wait for."""
+        try:
+            self._rows.applied_of(self._keys.namespace, [partition])
+        except DatabaseUnavailable:
+            return False
+        return True
 
     def _not_in_sql(self, partition: int, singles: list[Single]) -> list[Single]:
         """Return the entries that SQL has not applied, neither where they stood last nor where they stood first."""
