@@ -235,8 +235,8 @@ class Rewriter:
         self._uncounted.add(partition)
         if not said:
             logger.error(
-                "partition %d: Redis lost accepted entries up to %s that are not kept any more; SQL cannot be asked now "
-                "which of them it has (%s), and is asked again", partition, last, error.message,
+                "partition %d: Redis lost accepted entries up to %s that are not kept any more; SQL cannot be asked "
+                "now which of them it has (%s), and is asked again", partition, last, error.message,
             )  # fmt: skip
 
     def _sql_answers(self, partition: int) -> bool:
