@@ -146,7 +146,7 @@ class Rewriter:
             for number, epoch in zip(partitions, epochs, strict=True):
                 known = self.histories.get(number, (b"", b""))
                 now = (identity, b"%b %b" % (identity, epoch if isinstance(epoch, bytes) else b""))
-                if known != now or number in self._uncounted:
+                if known != now or (number in self._uncounted and self._sql_answers(number)):
                     self.reconcile(number)
         # Only now: while Redis is away nothing grows too old.
         with self._lock:
@@ -184,13 +184,13 @@ class Rewriter:
         lost = [single for single in lost if is_lost(single.entry_id, lineage)]
         beyond = [each for each in dropped if is_lost(each, lineage)]
         unretained, before = 0, None
+        said = partition in self._uncounted
         self._uncounted.discard(partition)
         if beyond:
             try:
                 unretained, before = self._unretained(partition, beyond, lineage)
-            except DatabaseUnavailable:
-                # Only SQL can tell what is lost of it: asked again at the next look.
-                self._uncounted.add(partition)
+            except DatabaseUnavailable as error:
+                self._leave_uncounted(partition, max(beyond), error, said=said)
                 beyond = []
         if not lost and not unretained:
             return None
@@ -230,6 +230,23 @@ class Rewriter:
             until_ms=made_ms(lost[-1].mutation_id) if lost else 0,
             keys=sorted({(table, key) for single in superseded for _, table, key, _ in decode(single.payload)}),
         )
+
+    def _leave_uncounted(self, partition: int, last: EntryID, error: DatabaseUnavailable, *, said: bool) -> None:
+        """Note that only SQL can tell what is lost, to be asked again at the next look; say so once."""
+        self._uncounted.add(partition)
+        if not said:
+            logger.error(
+                "partition %d: Redis lost accepted entries up to %s that are not kept any more; SQL cannot be asked "
+                "now which of them it has (%s), and is asked again", partition, last, error.message,
+            )  # fmt: skip
+
+    def _sql_answers(self, partition: int) -> bool:
+        """Tell whether SQL can be asked, before anything is held that writes may wait for."""
+        try:
+            self._rows.applied_of(self._keys.namespace, [partition])
+        except DatabaseUnavailable:
+            return False
+        return True
 
     def _not_in_sql(self, partition: int, singles: list[Single]) -> list[Single]:
         """Return the entries that SQL has not applied, neither where they stood last nor where they stood first."""

@@ -1,7 +1,7 @@
 """Writing lost entries of one partition again, in their order, unless others have overwritten them since."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import redis
@@ -22,6 +22,9 @@ SECONDS_MAX = 10.0
 """How long entries are tried while others keep writing their records."""
 
 ENTRIES_PER_SCRIPT = 100
+BYTES_PER_SCRIPT = 1024 * 1024
+"""So little that Redis is not busy for long."""
+
 TRIES_TOGETHER = 3
 
 ENTRY_FIELDS = 4
@@ -67,11 +70,7 @@ class Rewriting:
             RedisUnavailable: others keep writing a record, so that it could not be done in time.
             redis.RedisError: Redis refuses, or the connection failed.
         """
-        return [
-            entry_id
-            for start in range(0, len(singles), ENTRIES_PER_SCRIPT)
-            for entry_id in self._rewrite(singles[start : start + ENTRIES_PER_SCRIPT])
-        ]
+        return [entry_id for some in _pieces(singles) for entry_id in self._rewrite(some)]
 
     def _rewrite(self, singles: Sequence[Single]) -> list[EntryID | None]:
         """Append a few entries again by one script."""
@@ -200,3 +199,14 @@ class Rewriting:
             for op, given in single.operations:
                 arguments += (op, given[0] if op in {"a", "n"} else "", 0 if op == "a" else places[next(records)])
         return arguments
+
+
+def _pieces(singles: Sequence[Single]) -> Iterator[Sequence[Single]]:
+    start, size = 0, 0
+    for end, single in enumerate(singles):
+        if end > start and (end - start >= ENTRIES_PER_SCRIPT or size + len(single.payload) > BYTES_PER_SCRIPT):
+            yield singles[start:end]
+            start, size = end, 0
+        size += len(single.payload)
+    if singles:
+        yield singles[start:]

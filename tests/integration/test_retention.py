@@ -26,6 +26,7 @@ from writebehind.engine import (
     WriteOutcomeUnknown,
 )
 from writebehind.engine.adapters.control_tables import rewritten
+from writebehind.engine.adapters.rewriting import Rewriting
 from writebehind.engine.adapters.scripts import APPEND
 from writebehind.engine.embedded import EmbeddedRedis
 from writebehind.flushers import FlusherSettings, drain, initialise, status
@@ -460,6 +461,34 @@ def test_many_are_written_again_beside_busy_writers(world: World, monkeypatch: p
     drain(world.app, DEADLINE_SECONDS, SETTINGS)
     expected = {number: 1 + (number == 3) for number in range(3, 301)} | dict(sums)
     assert {key: balance for key, (_, balance) in world.rows().items()} == expected
+
+
+def test_an_insert_between_the_look_and_the_script(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An insert leaves no record in Redis: a lost write of its key is not put over it."""
+    monkeypatch.setattr("writebehind.engine.adapters.rewriter.Rewriter.look", lambda _: None)
+    arguments = Rewriting._arguments
+    with contextlib.closing(world.engine()) as other:
+        other.start()
+        for key in (1, 2):
+            world.app.put(accounts, {"id": key, "owner": "lost", "balance": key})
+        with redis.Redis.from_url(world.server.url) as client:
+            client.flushall()
+        other.insert(events, {"kind": "opens the epoch"})
+        inserted: list[int] = []
+
+        def between(self: Rewriting, *given: Any) -> list[Any]:
+            made = arguments(self, *given)
+            if not inserted:
+                inserted.append(1)
+                other.insert(accounts, {"id": 1, "owner": "new", "balance": 100})
+            return made
+
+        monkeypatch.setattr(Rewriting, "_arguments", between)
+        world.app.insert(events, {"kind": "wakes it"})
+        (loss,) = world.losses
+        assert (loss.entries, loss.rewritten, loss.superseded) == (2, 1, 1)
+        drain(world.app, DEADLINE_SECONDS, SETTINGS)
+        assert world.rows() == {1: ("new", 100), 2: ("lost", 2)}
 
 
 @pytest.mark.parametrize("drained", [False, True])

@@ -647,6 +647,14 @@ ROLLED_BACK = [
         f"{RETENTION}::test_a_lost_tail_is_written_again",
     ),
     mutant(
+        "inserts-unseen-when-written-again",
+        "a lost write is put over a row that was inserted meanwhile, which leaves no record in Redis",
+        "engine/adapters/lua/rewrite.lua",
+        "      if string.find(entry[2][4] or '', needle, 1, true) then return false end",
+        "",
+        f"{RETENTION}::test_an_insert_between_the_look_and_the_script",
+    ),
+    mutant(
         "written-again-over-others",
         "a lost write puts an old value over a later one",
         REWRITING,

@@ -30,9 +30,25 @@ local function facts(reply)
   return found
 end
 
--- Whether nothing that was appended after an ID has been flushed: a flusher acknowledges what it has committed before it
--- removes a record, and commits nothing that its group did not deliver.
-local function unflushed_since(id)
+-- How a payload has a record's table and key, one after the other (docs/wire-format.md).
+local function needle_of(key)
+  local name, text = string.match(key, '^wb:{[^}]*}:([^:]*):(.*)$')
+  local size = #text
+  local head
+  if size < 32 then
+    head = string.char(160 + size)
+  elseif size < 256 then
+    head = string.char(217, size)
+  else
+    head = string.char(218, math.floor(size / 256), size % 256)
+  end
+  return name .. head .. text
+end
+
+-- Whether nothing that was appended after an ID is about records that are not there, or has been flushed: a flusher
+-- acknowledges what it has committed before it removes a record, and commits nothing that its group did not deliver. An
+-- insert leaves no record at all, so the entries themselves are looked at.
+local function unwritten_since(id, absent)
   local last = facts(redis.call('XINFO', 'STREAM', log))['last-generated-id']
   local epoch, sequence = numbers(id)
   local last_epoch, last_sequence = numbers(last)
@@ -45,21 +61,29 @@ local function unflushed_since(id)
   if not delivered or epoch ~= last_epoch or last_sequence - sequence > 1000 then return false end
   local appended = redis.call('XRANGE', log, '(' .. id, '+')
   if #appended ~= last_sequence - sequence then return false end
+  for _, key in ipairs(absent) do
+    local needle = needle_of(key)
+    for _, entry in ipairs(appended) do
+      if string.find(entry[2][4] or '', needle, 1, true) then return false end
+    end
+  end
   local delivered_epoch, delivered_sequence = numbers(delivered)
   if delivered_epoch ~= epoch then return delivered_epoch < epoch end
   local out = math.max(0, delivered_sequence - sequence)
   return out == 0 or #redis.call('XPENDING', log, 'flushers', '(' .. id, '+', 1000) == out
 end
 
-if ARGV[2] ~= '' and not unflushed_since(ARGV[2]) then
-  return redis.error_reply('CHANGED entries were appended and flushed meanwhile')
-end
 local at = 4
+local absent = {}
 for record = 3, #KEYS do
+  if ARGV[at] == '' then absent[#absent + 1] = KEYS[record] end
   if (redis.call('HGET', KEYS[record], ':version') or '') ~= ARGV[at] then
     return redis.error_reply('CHANGED a record was written meanwhile')
   end
   at = at + 1
+end
+if #absent > 0 and not unwritten_since(ARGV[2], absent) then
+  return redis.error_reply('CHANGED entries were appended meanwhile, and flushed, or about records that are not there')
 end
 local epoch = known[2] .. '-*'
 local id
