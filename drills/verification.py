@@ -118,7 +118,6 @@ def check_all(stage: Stage, told: Told, flushed: Flushed, troubles: Sequence[str
     """
     operations = told.operations
     snapshots = list(stage.observer.snapshots) if stage.observer else []
-    stage.app.database.dispose()  # idle connections may be those of a server that was killed
     with stage.app.database.connect() as connection:
         stored = Counter(connection.execute(sa.select(sets.c.op)).scalars())
         positions: dict[int, list[int]] = defaultdict(list)

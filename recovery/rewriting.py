@@ -8,7 +8,7 @@ its key, to be flushed as any other.
 import itertools
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import redis
 from writebehind.engine import WriteBehind
 from writebehind.engine.adapters.links import Link, open_epoch, refusal
 from writebehind.engine.adapters.scripts import APPEND
-from writebehind.engine.core.composing import Draft, Entry
+from writebehind.engine.core.composing import Draft, Entry, pieces
 from writebehind.recovery.records import refused
 
 __all__ = ["ConditionalWriter", "Rewrite"]
@@ -69,21 +69,11 @@ class ConditionalWriter:
         for number, rewrite in enumerate(rewrites):
             by_partition.setdefault(rewrite.entry.partition, []).append(number)
         for partition, numbers in by_partition.items():
-            for piece in self._pieces([rewrites[number] for number in numbers], numbers):
-                for number in self._write(partition, {number: rewrites[number] for number in piece}):
+            payloads = (rewrites[number].entry.payload for number in numbers)
+            for cut in pieces(payloads, self._settings.call_entries_max, self._settings.call_bytes_max):
+                for number in self._write(partition, {number: rewrites[number] for number in numbers[cut]}):
                     written[number] = True
         return written
-
-    def _pieces(self, rewrites: Sequence[Rewrite], numbers: Sequence[int]) -> Iterator[Sequence[int]]:
-        settings = self._settings
-        start, size = 0, 0
-        for end, rewrite in enumerate(rewrites):
-            added = len(rewrite.entry.payload)
-            if end > start and (end - start >= settings.call_entries_max or size + added > settings.call_bytes_max):
-                yield numbers[start:end]
-                start, size = end, 0
-            size += added
-        yield numbers[start:]
 
     def _write(self, partition: int, todo: dict[int, Rewrite]) -> list[int]:
         """Write some records of one partition; return the numbers of those that had not changed."""

@@ -100,17 +100,12 @@ def lock_timeout(stage: Stage) -> None:
 @contextlib.contextmanager
 def _other_session(stage: Stage) -> Iterator[sa.Connection]:
     """Open a session of somebody else's; it is rolled back in the end."""
-    with _fresh(stage).connect() as other:
+    with stage.app.database.connect() as other:
         try:
             yield other
         finally:
             with contextlib.suppress(sa.exc.DBAPIError):
                 other.rollback()
-
-
-def _fresh(stage: Stage) -> sa.Engine:
-    """Return an engine without idle connections, which an earlier fault may have broken."""
-    return sa.create_engine(stage.sql.url, poolclass=sa.NullPool, hide_parameters=True)
 
 
 def _lock(session: sa.Connection, numbers: range) -> None:
@@ -119,7 +114,7 @@ def _lock(session: sa.Connection, numbers: range) -> None:
 
 def _await_waiting(stage: Stage) -> None:
     deadline = time.monotonic() + WAIT_SECONDS_MAX
-    with _fresh(stage).connect() as watching:
+    with stage.app.database.connect() as watching:
         while True:
             time.sleep(INNODB_STATUS_SECONDS if stage.sql.kind == "mariadb" else POLL_SECONDS)
             if watching.exec_driver_sql(WAITING[stage.sql.kind]).scalar_one():

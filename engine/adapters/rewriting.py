@@ -1,13 +1,14 @@
 """Writing lost entries of one partition again, in their order, unless others have overwritten them since."""
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import redis
 
 from writebehind.engine.adapters.links import Link, refusal
 from writebehind.engine.adapters.scripts import REWRITE
+from writebehind.engine.core.composing import pieces
 from writebehind.engine.core.keys import Keys
 from writebehind.engine.core.payload import Mutation, PayloadError, decode
 from writebehind.engine.core.positions import EntryID
@@ -70,7 +71,8 @@ class Rewriting:
             RedisUnavailable: others keep writing a record, so that it could not be done in time.
             redis.RedisError: Redis refuses, or the connection failed.
         """
-        return [entry_id for some in _pieces(singles) for entry_id in self._rewrite(some)]
+        cuts = pieces((single.payload for single in singles), ENTRIES_PER_SCRIPT, BYTES_PER_SCRIPT)
+        return [entry_id for cut in cuts for entry_id in self._rewrite(singles[cut])]
 
     def _rewrite(self, singles: Sequence[Single]) -> list[EntryID | None]:
         """Append a few entries again by one script."""
@@ -199,14 +201,3 @@ class Rewriting:
             for op, given in single.operations:
                 arguments += (op, given[0] if op in {"a", "n"} else "", 0 if op == "a" else places[next(records)])
         return arguments
-
-
-def _pieces(singles: Sequence[Single]) -> Iterator[Sequence[Single]]:
-    start, size = 0, 0
-    for end, single in enumerate(singles):
-        if end > start and (end - start >= ENTRIES_PER_SCRIPT or size + len(single.payload) > BYTES_PER_SCRIPT):
-            yield singles[start:end]
-            start, size = end, 0
-        size += len(single.payload)
-    if singles:
-        yield singles[start:]

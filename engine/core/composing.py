@@ -4,7 +4,7 @@ Nothing is sent before everything of a write has been validated and encoded, so 
 nothing was written.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -17,7 +17,7 @@ from writebehind.engine.core.payload import Op, encode, encode_group
 from writebehind.engine.core.records import RecordPlan
 from writebehind.engine.errors import ValidationError
 
-__all__ = ["Composer", "Draft", "Entry"]
+__all__ = ["Composer", "Draft", "Entry", "pieces"]
 
 INCREMENTING = frozenset({Op.INCREMENT, Op.GROUP})
 """Operations that may increment: the script checks more for them."""
@@ -202,6 +202,19 @@ class Draft:
         """Return the call; nothing is added after that."""
         self._arguments[:2] = self.entries, int(self._increments)
         return Call(self.partition, call_id, self.entries, self._records, self._arguments, self.payload_bytes)
+
+
+def pieces(payloads: Iterable[bytes], entries_max: int, bytes_max: int) -> Iterator[slice]:
+    """Cut a sequence of entries, of which the payloads are given, so that no piece keeps Redis busy for long."""
+    start = end = size = 0
+    for end, payload in enumerate(payloads, 1):
+        before = end - 1
+        if before > start and (before - start >= entries_max or size + len(payload) > bytes_max):
+            yield slice(start, before)
+            start, size = before, 0
+        size += len(payload)
+    if end > start:
+        yield slice(start, end)
 
 
 def _arithmetic(column: Column, delta: Any) -> tuple[Any, Any, Any, Any]:

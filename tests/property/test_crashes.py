@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 import servers
+from simulator.schema import accounts, counters, events
 from writebehind.engine import EngineSettings, ReadTimeout, RedisUnavailable, WriteBehind
 from writebehind.engine.adapters.control_tables import flushers, partitions
 from writebehind.engine.adapters.log import Acknowledgement, Log
@@ -56,28 +57,6 @@ BOUNDS = {
     "long": settings(max_examples=1000, stateful_step_count=60, **COMMON),
 }
 
-metadata = sa.MetaData()
-accounts = sa.Table(
-    "accounts",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("owner", sa.String(20), nullable=False),
-    sa.Column("balance", sa.BigInteger, nullable=False, default=0),
-    sa.Column("note", sa.Text),
-)
-counters = sa.Table(
-    "counters",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("hits", sa.BigInteger, nullable=False, default=0),
-    sa.Column("note", sa.Text),
-)
-events = sa.Table(
-    "events",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("kind", sa.String(20), nullable=False),
-)
 RECORDS = {"accounts": accounts, "counters": counters}
 NUMBERS = {"accounts": "balance", "counters": "hits"}
 
