@@ -88,14 +88,18 @@ class Apart:
         try:
             self._transaction.attempt(steps())
         except Exception as error:
-            failure = classify(error, committing=False)
+            tables = {table for suspect in suspects for _, table, _, _ in suspect.mutations or ()}
+            changed = None if self._transaction.ended else self._transaction.drift(tables, error)
+            failure = classify(changed or error, committing=False)
             # A letter is set aside already: a table that is missing is its own trouble, not its partition's.
             refused = failure in REFUSING or (
                 failure is Failure.CONFIGURATION and all(suspect.letter for suspect in suspects)
             )
-            if self._transaction.ended or not refused:
-                raise
-            return error
+            if refused and not self._transaction.ended:
+                return changed or error
+            if changed is not None:
+                raise changed from error
+            raise
         return None
 
     def note(self, cursor: Cursor, outcome: Outcome) -> None:

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from writebehind.engine.core.printable import printable
 from writebehind.engine.errors import PoisonEntryError, TransientError, ValidationError, WriteBehindError
 
-__all__ = ["Failure", "classify", "describe"]
+__all__ = ["Failure", "classify", "describe", "is_about_types", "not_null_column"]
 
 
 class Failure(Enum):
@@ -105,6 +105,17 @@ _SQLITE_CODES: Final = {
 }
 """Source: sqlite.org/rescode.html. The low byte is the primary code."""
 
+_ABOUT_TYPES: Final = frozenset(
+    {
+        *("22P02", "22P03", "22007"),  # invalid text representation, invalid binary one, invalid datetime format
+        *(1292, 1366, 1367, 1411),  # incorrect value
+        *(20, 3091),  # SQLITE_MISMATCH, SQLITE_CONSTRAINT_DATATYPE: a STRICT table
+    }
+)
+"""Values that are of another type than the column: what was validated, and is refused all the same."""
+
+_SQLITE_NOT_NULL: Final = re.compile(r"NOT NULL constraint failed: .*\.([^.]+)")
+
 _UNDONE: Final = frozenset({"40000", "40001", "40002", "40P01", 1205, 1213, 1020})
 """A COMMIT that raises one of these did certainly not happen."""
 
@@ -157,6 +168,25 @@ def describe(error: BaseException) -> str:
     message = " ".join(_message(cause, family, code).split())
     line = printable(f"{name}: {message}" if message else name)
     return line if len(line) <= _MESSAGE_MAX else f"{line[: _MESSAGE_MAX - 1]}…"
+
+
+def is_about_types(error: BaseException) -> bool:
+    """Tell whether a value was refused because it is of another type than its column."""
+    _, code = _code(_cause(error))
+    return code in _ABOUT_TYPES
+
+
+def not_null_column(error: BaseException) -> str | None:
+    """Return the column that must not be NULL and is, where that is why a row was refused and the database says it.
+
+    MySQL and MariaDB have a code of their own for a column that was not given: 1364, a configuration error.
+    """
+    cause = _cause(error)
+    family, code = _code(cause)
+    if family is _Family.SQLITE:
+        found = _SQLITE_NOT_NULL.fullmatch(str(cause))
+        return None if found is None else found[1]
+    return getattr(getattr(cause, "diag", None), "column_name", None) if code == "23502" else None
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -8,9 +8,11 @@ import sqlalchemy as sa
 from writebehind.engine.adapters.control_tables import epochs, losses, now_ms, partitions, rewritten
 from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.core.coalescing import Changes
+from writebehind.engine.errors import ConfigurationError
 from writebehind.flushers.batch import Batch, Crossing, Segment
 from writebehind.flushers.bulk import bulk_path
 from writebehind.flushers.bulk.order import in_foreign_key_order
+from writebehind.flushers.drift import drift_of
 from writebehind.flushers.flush import Fenced
 from writebehind.flushers.letters import Letters
 from writebehind.flushers.quarantine import Key, Quarantine
@@ -202,6 +204,12 @@ class Transaction:
                 self._ended = True
             raise
         savepoint.commit()
+
+    def drift(self, names: Collection[str], error: Exception) -> ConfigurationError | None:
+        """Tell whether SQL has refused rows of some tables because one of these has changed; see ``drift_of``."""
+        declared = [each for each in self._order if each.entity.name in names]
+        found = (drift_of(self.connection, each, error) for each in declared)
+        return next((changed for changed in found if changed is not None), None)
 
     def letters(self, partition: int, places: Collection[int]) -> list[Suspect]:
         """Read dead letters as they are in the open transaction."""

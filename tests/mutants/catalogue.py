@@ -10,6 +10,7 @@ from dataclasses import dataclass
 __all__ = ["MUTANTS", "Edit", "Mutant"]
 
 APPEND = "engine/adapters/lua/append.lua"
+APART = "flushers/apart.py"
 APPENDER = "engine/adapters/appender.py"
 COALESCING = "engine/core/coalescing.py"
 CONTIGUITY = "engine/core/contiguity.py"
@@ -18,17 +19,21 @@ FLUSH = "flushers/flush.py"
 FLUSHER = "flushers/flusher.py"
 FSYNC = "engine/adapters/fsync.py"
 INTAKE = "flushers/intake.py"
+ISOLATION = "flushers/isolation.py"
 LEASES = "flushers/leases.py"
+LETTERS = "flushers/letters.py"
 LINKS = "engine/adapters/links.py"
 LOG = "engine/adapters/log.py"
 OPEN_EPOCH = "engine/adapters/lua/open_epoch.lua"
 PAYLOAD = "engine/core/payload.py"
 PUBLISH = "engine/adapters/lua/publish.lua"
+QUARANTINE = "flushers/quarantine.py"
 READER = "engine/adapters/reader.py"
 REWRITING = "engine/adapters/rewriting.py"
 ROWS = "engine/adapters/rows.py"
 SENDING = "engine/sending.py"
 SETTLE = "engine/adapters/lua/settle.lua"
+SIFTING = "flushers/sifting.py"
 TAKEOVER = "recovery/takeover.py"
 TRANSACTION = "flushers/transaction.py"
 
@@ -36,6 +41,8 @@ FAULTS = "tests/integration/test_known_faults.py"
 ENGINE = "tests/integration/test_engine.py"
 LOST = "tests/integration/test_lost_replies.py"
 PRESSED = "tests/integration/test_pressure.py"
+REFUSED = "tests/integration/test_dead_letters.py"
+REFUSED_FAULTS = "tests/integration/test_dead_letter_faults.py"
 RETENTION = "tests/integration/test_retention.py"
 ROLLBACKS = "tests/integration/test_rollbacks.py"
 
@@ -359,9 +366,9 @@ FLUSHING = [
         "rows-before-offset",
         "a crash between rows and offset applies the rows twice",
         TRANSACTION,
-        "        if missing:\n            first = batch.segments[0].partition",
+        "        if missing:\n            connection.execute(\n",
         "        connection.commit()\n        connection.begin()\n"
-        "        if missing:\n            first = batch.segments[0].partition",
+        "        if missing:\n            connection.execute(\n",
         f"{FAULTS}::test_nothing_shows_before_the_commit[Commit]",
     ),
     mutant(
@@ -731,6 +738,104 @@ COALESCED = [
     ),
 ]
 
+SET_ASIDE = [
+    mutant(
+        "refused-and-forgotten",
+        "what SQL refuses is lost, as it is with most of this kind",
+        LETTERS,
+        "            self._insert(connection, partition, some, retrying=retrying)",
+        "            pass",
+        f"{REFUSED}::test_each_kind_of_refusal[sqlite]",
+    ),
+    mutant(
+        "letter-overtaken",
+        "later writes of a key overtake the one that SQL refuses: increments are applied to another value",
+        QUARANTINE,
+        "next(iter(places[table, key])) < place for _, table, key, _ in mutations)",
+        "next(iter(places[table, key])) < 0 for _, table, key, _ in mutations)",
+        f"{REFUSED}::test_what_comes_after_waits_in_order[sqlite]",
+    ),
+    mutant(
+        "superseded-by-a-part",
+        "a patch takes the letter away whose other columns it does not have",
+        QUARANTINE,
+        "if op in {Op.PUT, Op.DELETE} else ()",
+        "if op in {Op.PUT, Op.PATCH, Op.DELETE} else ()",
+        "tests/unit/test_isolation.py::test_a_put_supersedes_what_it_covers",
+    ),
+    mutant(
+        "letter-after-the-commit",
+        "a crash loses what SQL has refused, whose entry the offset has passed",
+        TRANSACTION,
+        "        self._letters.record(self.connection, partition, outcome, retried)",
+        "        self.connection.commit()\n        self.connection.begin()\n"
+        "        self._letters.record(self.connection, partition, outcome, retried)",
+        f"{REFUSED}::test_every_step_may_be_the_last[before]",
+    ),
+    mutant(
+        "letter-stays",
+        "a letter that was applied is applied again with the next replay",
+        SIFTING,
+        "        outcome.gone |= {suspect.place for suspect in chunk if suspect.letter}",
+        "",
+        f"{REFUSED}::test_a_parent_that_comes_later[sqlite]",
+    ),
+    Mutant(
+        name="retried-from-memory",
+        harm="a letter is applied twice where the reply of its commit is lost",
+        edits=[
+            Edit(path=ISOLATION, old="def isolate(", new="_SEEN: dict[Any, Any] = {}\n\n\ndef isolate("),
+            Edit(
+                path=ISOLATION,
+                old="        suspects = letters if isinstance(letters, Sequence) else []",
+                new="        suspects = _SEEN.setdefault((segment.partition, *places), letters)",
+            ),
+        ],
+        tests=[f"{REFUSED_FAULTS}::test_a_retry_whose_reply_is_lost_is_applied_once[sqlite]"],
+    ),
+    mutant(
+        "letters-for-a-missing-table",
+        "a migration that was forgotten makes a dead letter of every write",
+        APART,
+        "REFUSING = frozenset({Failure.POISON, Failure.FOREIGN_KEY})",
+        "REFUSING = frozenset({Failure.POISON, Failure.FOREIGN_KEY, Failure.CONFIGURATION})",
+        "tests/integration/test_configuration_halts.py::test_a_migration_that_is_not_through[sqlite-missing table]",
+    ),
+    mutant(
+        "migration-fills-the-letters",
+        "a column that was changed makes a dead letter of every write",
+        APART,
+        "changed = None if self._transaction.ended else self._transaction.drift(tables, error)",
+        "changed = None",
+        "tests/integration/test_configuration_halts.py::test_a_migration_that_is_not_through[mariadb-other type]",
+        "tests/integration/test_configuration_halts.py::test_a_migration_that_is_not_through[sqlite-required column]",
+    ),
+    mutant(
+        "no-time-for-parents",
+        "a child that is flushed before its parent is a dead letter",
+        APART,
+        "                until = now + self._foreign_key_seconds",
+        "                until = now",
+        f"{REFUSED}::test_a_parent_that_comes_later[sqlite]",
+    ),
+    mutant(
+        "place-used-again",
+        "a decision that comes late is carried out on another letter",
+        LETTERS,
+        "            connection.execute(sa.update(partitions).where(here).values(letters=used + 1))",
+        "",
+        "tests/integration/test_letter_resolution.py::test_a_late_request_means_no_other_letter[sqlite]",
+    ),
+    mutant(
+        "screening-has-the-last-word",
+        "a row is refused that SQL would take",
+        FLUSH,
+        "                yield from sift(line, Quarantine(), outcome)",
+        "                yield from sift(line, Quarantine(), outcome, ValueError('screened'))",
+        f"{REFUSED_FAULTS}::test_what_was_tried_alone_and_taken_is_settled",
+    ),
+]
+
 PRESSURE = [
     mutant(
         "admitted-before-the-search",
@@ -781,4 +886,4 @@ PRESSURE = [
     ),
 ]
 
-MUTANTS = (*WRITING, *RETRIES, *FLUSHING, *HOLDING, *ROLLED_BACK, *COALESCED, *PRESSURE)
+MUTANTS = (*WRITING, *RETRIES, *FLUSHING, *HOLDING, *ROLLED_BACK, *COALESCED, *SET_ASIDE, *PRESSURE)
