@@ -102,8 +102,10 @@ class Apart:
             raise
         return None
 
-    def note(self, cursor: Cursor, outcome: Outcome) -> None:
+    def note(self, cursor: Cursor, segment: Segment, outcome: Outcome) -> None:
         """Remember what SQL has now, and tell of what nobody tries again by himself."""
+        if outcome.moves_letters:
+            cursor.letters = segment.places.stop
         now = time.monotonic()
         changed: dict[int, Letter] = {}
         for suspect in outcome.parked:

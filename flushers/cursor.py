@@ -28,6 +28,7 @@ class Cursor:
         rewriting: those of them that were read and are not committed yet.
         quarantine: the dead letters that SQL has.
         ahead: what they will be once everything read so far is committed.
+        letters: where the dead letters stand in SQL; moves with each that is made or deleted.
         next_place: of the next dead letter.
         replay_until: entries up to this one are read by position, because they were delivered before.
         stale: the log is not what it was; it has to be taken over again.
@@ -52,6 +53,7 @@ class Cursor:
     rewriting: set[EntryID] = field(default_factory=set)
     quarantine: Quarantine = field(default_factory=Quarantine)
     ahead: Quarantine = field(default_factory=Quarantine)
+    letters: int = 0
     next_place: int = 0
     replay_until: EntryID | None = None
     stale: bool = True

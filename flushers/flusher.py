@@ -38,7 +38,7 @@ from writebehind.flushers.batch import Batch, Segment
 from writebehind.flushers.config import FlusherSettings
 from writebehind.flushers.cursor import Cursor
 from writebehind.flushers.failures import Failure, classify, describe
-from writebehind.flushers.flush import Acknowledge, Begin, Commit, Effect, Fence, Reply, RollBack, Write, flush
+from writebehind.flushers.flush import Acknowledge, Begin, Commit, Effect, Fence, Fenced, Reply, RollBack, Write, flush
 from writebehind.flushers.garbage import collected_rarely
 from writebehind.flushers.intake import EntryFailed, Intake, refusals
 from writebehind.flushers.leases import Lease, Leases
@@ -222,9 +222,9 @@ class Flusher:
         if outcomes and upcoming is not None and self._overtakes(upcoming, outcomes):
             self._abandon(upcoming)
             upcoming = None
-        for partition, outcome in outcomes.items():
-            if partition in self.cursors:
-                self._apart.note(self.cursors[partition], outcome)
+        for segment in batch.segments:
+            if segment.partition in self.cursors and segment.partition in outcomes:
+                self._apart.note(self.cursors[segment.partition], segment, outcomes[segment.partition])
         return upcoming
 
     def _fail(self, batch: Batch, error: Exception) -> None:
@@ -295,13 +295,13 @@ class Flusher:
             case Begin():
                 self._transaction.begin()
             case Fence(batch):
-                return self._transaction.fence(batch.segments)
+                return self._fence(batch.segments)
             case Write(batch):
                 return refusals(batch, self._transaction.write(batch))
             case Attempt(suspects):
                 return self._apart.write(suspects)
             case Record(segment, outcome):
-                self._transaction.record(segment.partition, outcome, self.cursors[segment.partition].quarantine)
+                self._transaction.record(segment, outcome, self.cursors[segment.partition].quarantine)
             case Commit():
                 self._committing = True
                 self._transaction.commit()
@@ -312,6 +312,11 @@ class Flusher:
             case _:
                 assert_never(effect)
         return None
+
+    def _fence(self, segments: Sequence[Segment]) -> Fenced:
+        return self._transaction.fence(
+            segments, {segment.partition: self.cursors[segment.partition].letters for segment in segments}
+        )
 
     def _collect_settled(self, *, everything: bool) -> None:
         if self._settlement.collect(everything=everything):
@@ -331,6 +336,8 @@ class Flusher:
             for suspect in segment.parked:
                 cursor.quarantine.add(suspect.place, suspect.as_letter())
             cursor.quarantine.remove(segment.superseded)
+            if segment.parked or segment.superseded:
+                cursor.letters = segment.places.stop
             cursor.seen_ms = segment.oldest_ms
             if segment.crossings:
                 # Numbers of another epoch must not trim this one.
@@ -435,7 +442,7 @@ class Flusher:
             self._intake.pass_over(batch.changes, cursor.number, suspect)
         if segment.ids:
             self._note(batch)
-        self._apart.note(cursor, outcome)
+        self._apart.note(cursor, segment, outcome)
         self._settlement.submit(batch, self.cursors)
         return None
 
@@ -445,7 +452,7 @@ class Flusher:
                 self._transaction.begin()
                 self._transaction.check_attempts()
             case isolation.Fence(segment):
-                return self._transaction.fence([segment])
+                return self._fence([segment])
             case isolation.Read(segment, places):
                 return self._transaction.letters(segment.partition, places)
             case Attempt() | Record() | Commit() | RollBack():
@@ -480,7 +487,9 @@ class Flusher:
 
     def _retry(self, cursor: Cursor, due: Collection[int], condemned: Exception | None = None) -> Exception | None:
         here = cursor.committed
-        segment = Segment(partition=cursor.number, token=cursor.token, start=here, end=here, ids=[])
+        cursor.next_place += 1
+        pieces = [(cursor.next_place, ())]
+        segment = Segment(partition=cursor.number, token=cursor.token, start=here, end=here, ids=[], pieces=pieces)
         batch = Batch(segments=[segment], changes=self._intake.blank(cursor.number))
         error = self._try_apart(cursor, batch, due=due, condemned=condemned)
         if error is not None:
@@ -583,10 +592,10 @@ class Flusher:
             )
         require_transactions(self._engine, self._app.tables)
 
-    def _drop_taken(self, held: Mapping[int, tuple[int, EntryID]]) -> None:
+    def _drop_taken(self, held: Mapping[int, tuple[int, EntryID, int]]) -> None:
         """Stop serving what another has taken since: this process may have been frozen, or SQL been rolled back."""
         for cursor in list(self.cursors.values()):
-            token, offset = held.get(cursor.number, (None, ORIGIN))
+            token, offset, letters = held.get(cursor.number, (None, ORIGIN, 0))
             if token != cursor.token:
                 logger.warning("partition %d has another holder now", cursor.number)
                 del self.cursors[cursor.number]
@@ -596,6 +605,9 @@ class Flusher:
                     "what the log still has is applied again",
                     cursor.number, offset, cursor.committed,
                 )  # fmt: skip
+                del self.cursors[cursor.number]
+            elif letters != cursor.letters:
+                logger.warning("partition %d: SQL has other dead letters: SQL was rolled back", cursor.number)
                 del self.cursors[cursor.number]
 
     def _cursor(self, lease: Lease) -> Cursor:
@@ -614,7 +626,8 @@ class Flusher:
             earlier=lease.earlier,
             rewritten=set(lease.rewritten),
             quarantine=lease.quarantine,
-            next_place=lease.next_place,
+            letters=lease.letters,
+            next_place=lease.letters,
         )
 
     def _take_over(self, cursor: Cursor) -> bool:

@@ -52,7 +52,7 @@ class Lease:
         earlier: by epoch, the last applied entry of the epoch before it.
         rewritten: lost entries that were applied where they were written again, of the last days.
         quarantine: its dead letters.
-        next_place: of its next dead letter.
+        letters: where its dead letters stand, and the place of the next one.
         previous: who held it before, if it was taken from somebody.
     """
 
@@ -62,7 +62,7 @@ class Lease:
     earlier: Mapping[int, EntryID] = field(default_factory=dict)
     rewritten: Collection[EntryID] = ()
     quarantine: Quarantine = field(default_factory=Quarantine)
-    next_place: int = 0
+    letters: int = 0
     previous: str | None = None
 
 
@@ -120,11 +120,11 @@ class Leases:
                 ).scalar_one()
             )
 
-    def held(self) -> dict[int, tuple[int, EntryID]]:
-        """Return the partitions that this holder holds, each with its token and its offset."""
+    def held(self) -> dict[int, tuple[int, EntryID, int]]:
+        """Return the partitions that this holder holds, each with its token, its offset and where its letters stand."""
         with self._engine.connect() as connection:
             rows = connection.execute(sa.select(partitions).where(self._mine))
-            return {row.partition: (row.token, EntryID(row.epoch, row.sequence)) for row in rows}
+            return {row.partition: (row.token, EntryID(row.epoch, row.sequence), row.letters) for row in rows}
 
     def holds(self, number: int, token: int, offset: EntryID) -> bool:
         """Tell whether a partition is still this holder's, under this token and at this offset."""
@@ -201,7 +201,7 @@ class Leases:
                         offset=EntryID(row.epoch, row.sequence),
                         earlier=self._earlier(connection, number),
                         rewritten=self._rewritten(connection, number),
-                        next_place=row.letters,
+                        letters=row.letters,
                         previous=None if previous == self._holder else previous,
                     )
                 )

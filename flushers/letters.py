@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from writebehind.engine.adapters.control_tables import dead_letters, now_ms, partitions
+from writebehind.engine.adapters.control_tables import dead_letters, now_ms
 from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.core.letters import DeadLetter
 from writebehind.engine.core.mutation_ids import made_ms
@@ -159,11 +159,6 @@ class Letters:
             own = {"namespace": self._namespace, "partition": partition}
             statement = sa.insert(dead_letters).values(dead_ms=now_ms(), retry_until_ms=until)
             connection.execute(statement, [{**own, **row} for row in rows])
-            # A request that comes late must not find another letter in the place of the one it means.
-            used = max(row["place"] for row in rows)
-            known = partitions.c
-            here = sa.and_(known.namespace == self._namespace, known.partition == partition, known.letters <= used)
-            connection.execute(sa.update(partitions).where(here).values(letters=used + 1))
 
     def _row(self, suspect: Suspect, error: Exception | None) -> dict[str, Any]:
         # Whatever a forged entry consists of, SQL has to take it.

@@ -35,6 +35,12 @@ class Outcome:
     parked: list[Suspect] = field(default_factory=list)
     gone: set[int] = field(default_factory=set)
 
+    @property
+    def moves_letters(self) -> bool:
+        """Whether a letter is made or deleted."""
+        made = [*(suspect for suspect, _ in self.refused), *self.parked]
+        return bool(self.gone) or any(not suspect.letter for suspect in made)
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:

@@ -79,8 +79,12 @@ class Transaction:
         self._connection.begin()
         self._checks_attempts = self._ended = False
 
-    def fence(self, segments: Sequence[Segment]) -> Fenced:
+    def fence(self, segments: Sequence[Segment], letters: Mapping[int, int]) -> Fenced:
         """Move the offsets if they and the tokens are as expected; lock their rows in any case.
+
+        Args:
+            segments: from where to where.
+            letters: by partition, where its dead letters stand; see ``Cursor``.
 
         Durability: with the commit. Repeat: answers ALREADY once it was committed. Crash: rolled back.
         """
@@ -92,6 +96,7 @@ class Transaction:
             parameters[f"token_{number}"] = segment.token
             parameters[f"start_epoch_{number}"], parameters[f"start_sequence_{number}"] = segment.start
             parameters[f"end_epoch_{number}"], parameters[f"end_sequence_{number}"] = segment.end
+            parameters[f"letters_{number}"] = letters[segment.partition]
         moved = connection.execute(self._fence(len(segments)), parameters)
         if moved.rowcount == len(segments):
             self._note(segments)
@@ -175,6 +180,7 @@ class Transaction:
             if segment.parked or segment.superseded:
                 self._letters.park(self.connection, segment.partition, segment.parked)
                 self._letters.remove(self.connection, segment.partition, segment.superseded)
+                self._move_letters(segment)
         return _refused(batch.changes)
 
     def check_attempts(self) -> None:
@@ -215,9 +221,20 @@ class Transaction:
         """Read dead letters as they are in the open transaction."""
         return self._letters.read(self.connection, partition, places)
 
-    def record(self, partition: int, outcome: Outcome, retried: Quarantine) -> None:
+    def record(self, segment: Segment, outcome: Outcome, retried: Quarantine) -> None:
         """Make, change and delete dead letters. Durability, Repeat, Crash: as ``write``."""
-        self._letters.record(self.connection, partition, outcome, retried)
+        self._letters.record(self.connection, segment.partition, outcome, retried)
+        if outcome.moves_letters:
+            self._move_letters(segment)
+
+    def _move_letters(self, segment: Segment) -> None:
+        """Note that the letters are others now.
+
+        A request that comes late finds no other letter in the place of the one it means; and a flusher whose letters
+        are not those of SQL any more, because it was rolled back, is fenced.
+        """
+        here = sa.and_(partitions.c.namespace == self._namespace, partitions.c.partition == segment.partition)
+        self.connection.execute(sa.update(partitions).where(here).values(letters=segment.places.stop))
 
     def _write_all(self, changes: Changes) -> None:
         """Write rows; raise where a constraint refuses one."""
@@ -279,6 +296,7 @@ def _moving(count: int) -> sa.Update:
             known.token == _number(f"token_{number}"),
             known.epoch == _number(f"start_epoch_{number}"),
             known.sequence == _number(f"start_sequence_{number}"),
+            known.letters == _number(f"letters_{number}"),
         )
         for number, each in enumerate(here)
     ]

@@ -53,7 +53,12 @@ partitions = Table(
     Column("lease_until_ms", BigInteger, nullable=False, comment="on this database's clock"),
     Column("lost_entries", BigInteger, nullable=False, comment="entries found missing from the log"),
     Column("missing_rows", BigInteger, nullable=False, comment="patches that found no row"),
-    Column("letters", BigInteger, nullable=False, comment="place of the next dead letter; none is used twice"),
+    Column(
+        "letters",
+        BigInteger,
+        nullable=False,
+        comment="moves with the dead letters; place of the next one: none is used twice",
+    ),
     Column("halted", Text, nullable=True, comment="why the partition is not being flushed"),
     comment="Offset and lease of each partition.",
 )

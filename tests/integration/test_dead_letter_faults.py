@@ -1,8 +1,11 @@
 """Dead letters where something else goes wrong, too: lost replies, other releases, odd schemas, forged entries."""
 
 import dataclasses
+import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -149,6 +152,33 @@ def test_a_retry_whose_reply_is_lost_is_applied_once(
         until(lambda: letters(app) == [] and lost.is_set())
         app.put(parents, {"id": 8}).wait(Durability.PERSISTED, DEADLINE_SECONDS)
         assert len(rows(app, audits)) == 1
+
+
+def test_sql_rolled_back_to_other_letters(redis_url: str, tmp_path: Path, namespace: str) -> None:
+    """The offset is the same, but SQL has a letter again that was applied: what is written meanwhile is not undone."""
+    file, snapshot = str(tmp_path / "database.sqlite"), str(tmp_path / "snapshot.sqlite")
+    world = World(redis_url, f"sqlite:///{file}", namespace, 1)
+    with world.app, flushing(world.app, RETRYING):
+        world.app.put(orders, {"id": 1, "account": 999})
+        until(lambda: world.letters() == [("1", "foreign key")])
+        copy(file, snapshot)
+        parent = "INSERT INTO accounts (id, balance, limited) VALUES (999, 0, 0)"
+        for path in (file, snapshot):
+            with closing(sqlite3.connect(path, timeout=DEADLINE_SECONDS)) as connection, connection:
+                connection.execute(parent)
+        until(lambda: world.letters() == [])
+        copy(snapshot, file)
+        assert world.letters() == [("1", "foreign key")]
+        world.app.put(orders, {"id": 1, "account": 1})
+        until(lambda: world.letters() == [])
+        until(lambda: status(world.app).backlog == 0)
+    assert {key: row.account for key, row in world.rows(orders).items()} == {1: 1}
+
+
+def copy(path: str, over: str) -> None:
+    """Copy a SQLite database over another one."""
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(over, timeout=DEADLINE_SECONDS)) as target:
+        source.backup(target)
 
 
 def test_sql_away_while_a_letter_is_due(small: World, monkeypatch: pytest.MonkeyPatch) -> None:

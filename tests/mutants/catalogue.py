@@ -375,12 +375,12 @@ FLUSHING = [
         "watermark-before-commit",
         "readers load a row that is not there yet, and receipts say PERSISTED too early",
         FLUSHER,
-        "                return self._transaction.fence(batch.segments)",
+        "                return self._fence(batch.segments)",
         "                with self._links.link() as link:\n"
         "                    for each in batch.segments:\n"
         "                        meta = self._app.keys.metas[each.partition]\n"
         '                        link.command("HSET", meta, "watermark", str(each.end))\n'
-        "                return self._transaction.fence(batch.segments)",
+        "                return self._fence(batch.segments)",
         f"{FAULTS}::test_nothing_shows_before_the_commit[Write]",
     ),
     mutant(
@@ -767,9 +767,9 @@ SET_ASIDE = [
         "letter-after-the-commit",
         "a crash loses what SQL has refused, whose entry the offset has passed",
         TRANSACTION,
-        "        self._letters.record(self.connection, partition, outcome, retried)",
+        "        self._letters.record(self.connection, segment.partition, outcome, retried)",
         "        self.connection.commit()\n        self.connection.begin()\n"
-        "        self._letters.record(self.connection, partition, outcome, retried)",
+        "        self._letters.record(self.connection, segment.partition, outcome, retried)",
         f"{REFUSED}::test_every_step_may_be_the_last[before]",
     ),
     mutant(
@@ -821,10 +821,19 @@ SET_ASIDE = [
     mutant(
         "place-used-again",
         "a decision that comes late is carried out on another letter",
-        LETTERS,
-        "            connection.execute(sa.update(partitions).where(here).values(letters=used + 1))",
-        "",
+        TRANSACTION,
+        "values(letters=segment.places.stop))",
+        "values(letters=partitions.c.letters))",
         "tests/integration/test_letter_resolution.py::test_a_late_request_means_no_other_letter[sqlite]",
+    ),
+    Mutant(
+        name="letters-not-fenced",
+        harm="after a rollback of SQL a write overtakes the letter that it brought back",
+        edits=[
+            Edit(path=TRANSACTION, old='            known.letters == _number(f"letters_{number}"),\n', new=""),
+            Edit(path=FLUSHER, old="            elif letters != cursor.letters:", new="            elif letters < 0:"),
+        ],
+        tests=[f"{REFUSED_FAULTS}::test_sql_rolled_back_to_other_letters"],
     ),
     mutant(
         "screening-has-the-last-word",

@@ -91,24 +91,24 @@ class ModelLeases(Leases):
         session.commit()
         return members
 
-    def held(self) -> dict[int, tuple[int, EntryID]]:
-        """Return what is held."""
+    def held(self) -> dict[int, tuple[int, EntryID, int]]:
+        """Return what is held; there are no dead letters here."""
         session = self._model.session()
 
-        def select() -> dict[int, tuple[int, EntryID]]:
+        def select() -> dict[int, tuple[int, EntryID, int]]:
             return {
-                number: (row.token, EntryID(row.epoch, row.sequence))
+                number: (row.token, EntryID(row.epoch, row.sequence), 0)
                 for number, row in session.database.state.partitions.items()
                 if row.holder == self._name
             }
 
-        found: dict[int, tuple[int, EntryID]] = session.statement("held", select)
+        found: dict[int, tuple[int, EntryID, int]] = session.statement("held", select)
         session.leave()
         return found
 
     def holds(self, number: int, token: int, offset: EntryID) -> bool:
         """Tell whether a partition is still ours."""
-        return self.held().get(number) == (token, offset)
+        return self.held().get(number) == (token, offset, 0)
 
     def registered(self) -> int:
         """Return how many partitions there are."""
@@ -239,8 +239,9 @@ class ModelTransaction:
         """Begin."""
         self._session = self._engine.session()
 
-    def fence(self, segments: Sequence[Segment]) -> Fenced:
-        """Move the offsets."""
+    def fence(self, segments: Sequence[Segment], letters: Mapping[int, int]) -> Fenced:
+        """Move the offsets; there are no dead letters here."""
+        del letters
         session = self.session
         self._segments = segments
         ours = [f"{each.partition}: {each.token} {each.start} -> {each.end}" for each in segments]
