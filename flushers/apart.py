@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 REFUSING = frozenset({Failure.POISON, Failure.FOREIGN_KEY})
 RETRYABLE = frozenset({Failure.FOREIGN_KEY, Failure.CONFIGURATION})
 FOREIGN_KEY_RETRY_SECONDS = 0.5
+LINES_MAX, LINES_SECONDS = 20, 60.0
+"""How many letters the log has one by one, in how long: a bad release may make thousands a second."""
 
 
 class Apart:
@@ -49,6 +51,8 @@ class Apart:
         self._intake = intake
         self._foreign_key_seconds = foreign_key_seconds
         self._tell = tell
+        self._said: list[float] = []
+        self._unsaid = 0
 
     def attempt(
         self,
@@ -130,9 +134,21 @@ class Apart:
                 quarantine.add(place, letter)
 
     def tell(self, letter: DeadLetter) -> None:
-        """Say that SQL refuses an entry."""
-        logger.error(
-            "DEAD LETTER %d-%d: SQL refuses entry %s of %s; it is set aside, and later ones of its key wait: %s",
-            letter.partition, letter.place, letter.entry_id, letter.table or "an unknown table", letter.error,
-        )  # fmt: skip
+        """Say that SQL refuses an entry: to the service of each, in the log of the first ones of a while."""
+        if len(self._said) < LINES_MAX:
+            self._said.append(time.monotonic())
+            logger.error(
+                "DEAD LETTER %d-%d: SQL refuses entry %s of %s; it is set aside, and later ones of its key wait: %s",
+                letter.partition, letter.place, letter.entry_id, letter.table or "an unknown table", letter.error,
+            )  # fmt: skip
+        else:
+            self._unsaid += 1
         self._tell(letter)
+
+    def sum_up(self) -> None:
+        """Say how many letters the log does not have one by one; to be called now and then."""
+        if self._unsaid:
+            logger.error("%d more DEAD LETTERS; 'writebehind dead-letters list' shows them all", self._unsaid)
+            self._unsaid = 0
+        long_ago = time.monotonic() - LINES_SECONDS
+        self._said = [moment for moment in self._said if moment > long_ago]

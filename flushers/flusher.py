@@ -568,6 +568,7 @@ class Flusher:
             if cursor.halted is not None and time.monotonic() >= cursor.retry_at:
                 self._isolate(cursor, 1)
         self._look_at_memory()
+        self._apart.sum_up()
         self._settlement.trim(self.cursors.values())
 
     def _look_at_memory(self) -> None:
@@ -668,6 +669,7 @@ class Flusher:
         """Hand everything back. What cannot be handed back expires."""
         self._reading.shutdown()
         self._settlement.close()
+        self._apart.sum_up()
         self._transaction.roll_back()
         try:
             self._collect_settled(everything=True)

@@ -324,8 +324,18 @@ def drain_is_over(world: World) -> bool:
     return status(world.app).backlog == 0
 
 
-def test_thousands_with_some_poison(redis_url: str, database_url: str, namespace: str) -> None:
-    """Of many entries over many keys, exactly those that SQL refuses are set aside; every other key is exact."""
+def test_thousands_with_some_poison(
+    redis_url: str,
+    database_url: str,
+    namespace: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of many entries over many keys, exactly those that SQL refuses are set aside; every other key is exact.
+
+    The log names the first ones, and counts the others.
+    """
+    monkeypatch.setattr("writebehind.flushers.apart.LINES_MAX", 5)
     world = World(redis_url, database_url, namespace, 4)
     chance = random.Random(namespace)
     poisonous = set(chance.sample(range(2, 4000), 40))
@@ -347,6 +357,10 @@ def test_thousands_with_some_poison(redis_url: str, database_url: str, namespace
         assert {int(key) for key, _ in letters} == poisonous
         expected = {key: key + 1 + (key % 50 == 0) for key in range(2, 4000) if key not in poisonous} | {1: 9}
         assert world.balances() == expected
+    said = [record.getMessage() for record in caplog.records if "DEAD LETTER" in record.getMessage()]
+    named = [line for line in said if line.startswith("DEAD LETTER ")]
+    counted = sum(int(line.partition(" ")[0]) for line in said if " more DEAD LETTERS; " in line)
+    assert (len(named) <= 5 * 2, len(named) + counted, len(world.told)) == (True, 40, 40)
 
 
 def test_a_group_whose_members_only_work_in_order(world: World) -> None:
