@@ -199,12 +199,16 @@ def run(app: WriteBehind, *, processes: int, supervised: bool, **tuned: Any) -> 
 @main.command()
 @with_app
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status(app: WriteBehind, *, as_json: bool) -> None:
+@click.option("--metrics", "as_metrics", is_flag=True, help="Print figures in Prometheus's text format.")
+def status(app: WriteBehind, *, as_json: bool, as_metrics: bool) -> None:
     """Show where every partition stands; ends with 3 when one is halted or has lost entries."""
     from writebehind.flushers.inspection import status as look  # noqa: PLC0415 - keeps --help fast
+    from writebehind.flushers.metrics import exposition  # noqa: PLC0415
 
     found = look(app)
-    if as_json:
+    if as_metrics:
+        click.echo(exposition(found), nl=False)
+    elif as_json:
         click.echo(json.dumps(found.as_json()))
     else:
         click.echo(f"namespace {found.namespace}: backlog {found.backlog} entries, lag {found.lag_seconds:.1f} s, "

@@ -338,7 +338,7 @@ def test_flushers_end_when_their_parent_is_killed(shop: Shop) -> None:
 
 
 def test_status_for_people_and_for_scripts(shop: Shop) -> None:
-    """Backlog, lag, offsets and holders, in both forms."""
+    """Backlog, lag, offsets and holders, in each form."""
     receipts = shop.put(KEYS)
     found = shop.status()
     assert (found["namespace"], found["backlog"], found["flushers"]) == (shop.namespace, len(KEYS), 0)
@@ -349,6 +349,9 @@ def test_status_for_people_and_for_scripts(shop: Shop) -> None:
     text = shop.call("status").splitlines()
     assert text[0].startswith(f"namespace {shop.namespace}: backlog {len(KEYS)} entries, lag ")
     assert len(text) == 2 + PARTITIONS
+    figures = shop.call("status", "--metrics").splitlines()
+    backlogs = [line.rpartition(" ")[2] for line in figures if line.startswith("writebehind_backlog_entries{")]
+    assert sum(map(int, backlogs)) == len(KEYS)
     with shop.running() as daemon:
         for receipt in receipts:
             receipt.wait()
