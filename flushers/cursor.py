@@ -81,12 +81,18 @@ class Cursor:
         self.rewritten.update(rewritten)
         self.rewriting.difference_update(rewritten)
 
-    def begin(self, position: EntryID, replay_until: EntryID | None, epochs: Iterable[int]) -> None:
-        """Serve from a position that a takeover has found."""
+    def begin(self, position: EntryID, replay_until: EntryID | None, epochs: Iterable[int], now: float) -> None:
+        """Serve from a position that a takeover has found, at a time on the monotonic clock.
+
+        What is in the log up to it, SQL has: it may be trimmed like what this holder commits. A log full of it could
+        never be drained otherwise.
+        """
         if self.epochs != (known := frozenset(epochs)):
             # Numbers of another history must not trim this one.
             self.milestones.clear()
             self.epochs = known
+        if position != ORIGIN:
+            self.milestones.append((now, position))
         self.base = self.position = position
         self.expected = self.committed
         self.replay_until = replay_until

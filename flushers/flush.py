@@ -17,7 +17,7 @@ Invariants:
                 '--LOST (another holder, or SQL was rolled back)--> roll back --> LeaseLost
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -68,9 +68,10 @@ class RollBack:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledge:
-    """Acknowledge the entries in Redis."""
+    """Acknowledge the entries in Redis. ``lettered``: partitions whose dead letters may be others now."""
 
     batch: Batch
+    lettered: Collection[int] = ()
 
 
 Effect = Begin | Fence | Write | Attempt | Record | Commit | RollBack | Acknowledge
@@ -110,5 +111,5 @@ def flush(batch: Batch) -> Generator[Effect, Reply, dict[int, Outcome] | None]:
         if fenced is not Fenced.ALREADY:
             numbers = ", ".join(str(segment.partition) for segment in batch.segments)
             raise LeaseLost(f"partitions {numbers} have another holder or another offset", "they are taken over anew")
-    yield Acknowledge(batch)
+    yield Acknowledge(batch, outcomes if fenced is Fenced.MOVED else [each.partition for each in batch.segments])
     return outcomes if fenced is Fenced.MOVED else None

@@ -307,8 +307,8 @@ class Flusher:
                 self._transaction.commit()
             case RollBack():
                 self._transaction.roll_back()
-            case Acknowledge(batch):
-                self._settlement.submit(batch, self.cursors)
+            case Acknowledge(batch, lettered):
+                self._settlement.submit(batch, self.cursors, lettered)
             case _:
                 assert_never(effect)
         return None
@@ -653,7 +653,7 @@ class Flusher:
         if self._redis_lost:
             logger.warning("Redis answers again")
             self._redis_lost = False
-        cursor.begin(start.position, start.replay_until, start.lineage)
+        cursor.begin(start.position, start.replay_until, start.lineage, time.monotonic())
         self.tally.takeovers += 1
         self.tally.claimed += start.claimed
         return True

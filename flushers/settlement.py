@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from writebehind.engine.adapters.log import Acknowledgement, Log
@@ -42,8 +42,14 @@ class Settlement:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writebehind-settle")
         self._under_way: list[Future[None]] = []
 
-    def submit(self, batch: Batch, cursors: Mapping[int, Cursor]) -> None:
-        """Have a committed batch acknowledged."""
+    def submit(self, batch: Batch, cursors: Mapping[int, Cursor], lettered: Collection[int] = ()) -> None:
+        """Have a committed batch acknowledged.
+
+        Args:
+            batch: it.
+            cursors: the partitions served.
+            lettered: partitions that may have dead letters although their cursors know of none yet.
+        """
         now = time.monotonic()
         todo = []
         for number, segment in enumerate(batch.segments):
@@ -61,6 +67,7 @@ class Settlement:
                     trim_below=self._trim_point(cursor, now) if cursor else None,
                     # Rows are counted for the batch as a whole.
                     flushed_rows=0 if number else len(batch.changes),
+                    letters=cursor is None or bool(cursor.quarantine or segment.parked) or cursor.number in lettered,
                 )
             )
         self._submit(todo)
@@ -88,6 +95,7 @@ class Settlement:
                     ttl_ms=0,
                     trim_below=point,
                     flushed_rows=0,
+                    letters=bool(cursor.quarantine),
                 )
             )
         if todo:

@@ -42,6 +42,7 @@ class Acknowledgement:
         ttl_ms: time to live of a clean record in milliseconds, 0 for none.
         trim_below: entries below this ID may go, or None.
         flushed_rows: SQL operations to add to the partition's count.
+        letters: whether the partition may have dead letters.
     """
 
     partition: int
@@ -52,6 +53,7 @@ class Acknowledgement:
     ttl_ms: int
     trim_below: EntryID | None
     flushed_rows: int
+    letters: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -417,7 +419,7 @@ class Log:
                     )
             if done.offset != ORIGIN:
                 below = "" if done.trim_below is None else str(done.trim_below)
-                published = (done.offset.epoch, str(done.offset), below, done.flushed_rows)
+                published = (done.offset.epoch, str(done.offset), below, done.flushed_rows, int(done.letters))
                 commands.append(("EVALSHA", PUBLISH.sha, 2, log, meta, *published))
         with self._link() as link:
             replies = link.pipeline(commands)

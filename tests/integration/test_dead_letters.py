@@ -10,7 +10,7 @@ import redis
 
 from refusing import DEADLINE_SECONDS, SETTINGS, World, accounts, events, orders, until
 from running import flushing
-from writebehind.engine import Durability
+from writebehind.engine import Durability, DurabilityTimeout, PoisonEntryError
 from writebehind.engine.core.payload import Op, encode
 from writebehind.flushers import drain, isolation, status
 from writebehind.flushers.flusher import Flusher
@@ -116,6 +116,32 @@ def test_a_superseding_write_that_is_refused_waits_like_others(small: World) -> 
     small.drain()
     assert small.letters() == []
     assert small.balances() == {1: 1, 5: 5}
+
+
+def test_receipts_of_what_sql_refuses(world: World) -> None:
+    """No write is said to be in SQL that is not: neither a refused one nor one that waits, alone or in a batch."""
+    with flushing(world.app, SETTINGS):
+        receipt = world.app.put(accounts, {"id": 5, "limited": 1000})
+        with pytest.raises(PoisonEntryError, match=r"SQL refuses it: dead letter \d+-\d+: "):
+            receipt.wait(Durability.PERSISTED, DEADLINE_SECONDS)
+        with pytest.raises(PoisonEntryError):
+            world.app.put(accounts, {"id": 6, "limited": 1000}, durability=Durability.PERSISTED)
+        waiting = world.app.increment(accounts, 5, {"balance": 1})
+        with pytest.raises(DurabilityTimeout):
+            waiting.wait(Durability.PERSISTED, 0.3)
+        batch = world.app.batch(durability=Durability.PERSISTED)
+        good = {key: batch.put(accounts, {"id": key, "limited": 1000 if key == 33 else 0}) for key in range(20, 60)}
+        with pytest.raises(PoisonEntryError):
+            batch.flush()
+        refused = good.pop(33)
+        assert {receipt.durability for receipt in good.values()} == {Durability.PERSISTED}
+        assert refused.durability is Durability.ACCEPTED
+        assert world.balances().keys() == good.keys() | {1}
+        world.put(5)
+        world.put(33)
+        for receipt in (waiting, refused):
+            # Superseded: what SQL has now is what they come to.
+            receipt.wait(Durability.PERSISTED, DEADLINE_SECONDS)
 
 
 def test_groups_stay_whole(world: World) -> None:

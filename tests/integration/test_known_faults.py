@@ -451,6 +451,7 @@ def test_a_late_settlement_leaves_another_history_alone(app: WriteBehind, client
         ttl_ms=0,
         trim_below=EntryID(FAR_EPOCH, 6),
         flushed_rows=1,
+        letters=False,
     )
     Log(app.links, app.keys, "late").acknowledge([late])
     assert client.xlen(app.keys.logs[0]) == 3

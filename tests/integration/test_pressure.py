@@ -60,6 +60,7 @@ exact = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
     info={"writebehind": {"backpressure": Backpressure.WRITE_THROUGH}},
 )
+events = sa.Table("events", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("note", sa.Text))
 TABLES = [accounts, urgent, exact]
 
 Make = Callable[..., WriteBehind]
@@ -512,6 +513,32 @@ def test_a_full_redis_tells_writers_that_it_is_drained(own_redis: "OwnRedisFacto
         engine.put(accounts, account(LIMIT))
         drain(engine, DEADLINE_SECONDS, QUICK)
     assert ids(engine) == list(range(LIMIT + 1))
+
+
+@pytest.mark.parametrize("share", [None, 0.9])
+def test_a_full_redis_is_freed_by_who_takes_over(own_redis: "OwnRedisFactory", make: Make, share: float | None) -> None:
+    """What fills it was flushed by a flusher that died before its retention was over: the next one trims it."""
+    server = own_redis({"maxmemory-policy": "noeviction"})
+    settings = EngineSettings(write_timeout_seconds=1, redis_memory_share_max=share)
+    engine = make(settings, redis=server.url, tables=[events])
+    with redis.Redis.from_url(server.url) as plain:
+        client: Any = plain
+        with flushing(engine, FlusherSettings(linger_seconds=0, retention_seconds=3600)):
+            for _ in range(200):
+                engine.insert(events, {"note": "x" * 10_000})
+            until(lambda: status(engine).backlog == 0)
+        assert client.xlen(engine.keys.logs[0]) == 200
+        client.config_set("maxmemory", int(client.info("memory")["used_memory"]) - 300_000)
+        with flushing(engine, FlusherSettings(linger_seconds=0, retention_seconds=2)):
+            until(lambda: _inserted(engine))
+
+
+def _inserted(engine: WriteBehind) -> bool:
+    try:
+        engine.insert(events, {"note": "y"})
+    except (BacklogFull, RedisUnavailable):
+        return False
+    return True
 
 
 def _accepted(engine: WriteBehind, number: int) -> bool:
