@@ -3,6 +3,7 @@
 import dataclasses
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +21,7 @@ from writebehind.engine.core.payload import Op, encode
 from writebehind.flushers import drain, initialise, status
 from writebehind.flushers.flusher import Flusher
 from writebehind.flushers.letters import Letters
+from writebehind.flushers.quarantine import Quarantine
 from writebehind.flushers.suspect import Suspect
 from writebehind.flushers.transaction import Transaction
 from writebehind.recovery import dead_letters as listed
@@ -463,6 +465,32 @@ def test_children_that_only_the_commit_refuses(redis_url: str, sqlite_url: str, 
             until(lambda: rows(app, below) == [(2, 71)])
             until(lambda: len(told) == 1)
         assert letters(app) == ["1"]
+
+
+def test_letters_that_take_long_to_read(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever takes a partition over with more letters than can be read within the TTL keeps it meanwhile."""
+    for key in range(2, 8):
+        small.put(key, limited=1000)
+    small.drain()
+    assert len(small.letters()) == 6
+    monkeypatch.setattr("writebehind.flushers.letters.LETTERS_PER_PAGE", 1)
+    real = Letters.load
+
+    def slowly(self: Letters, connection: sa.Connection, partition: int, between: Callable[[], None]) -> Quarantine:
+        def page() -> None:
+            time.sleep(0.4)  # a slow database: six pages take twice the TTL
+            between()
+
+        return real(self, connection, partition, page)
+
+    monkeypatch.setattr(Letters, "load", slowly)
+    with flushing(small.app, SETTINGS), flushing(small.app, SETTINGS):
+        small.app.increment(accounts, 1, {"balance": 1}).wait(Durability.PERSISTED, DEADLINE_SECONDS)
+        (before,) = status(small.app).partitions
+        small.app.increment(accounts, 1, {"balance": 1}).wait(Durability.PERSISTED, DEADLINE_SECONDS)
+        (after,) = status(small.app).partitions
+    assert before.holder == after.holder
+    assert small.balances()[1] == 3
 
 
 def test_very_many_letters_of_one_key(redis_url: str, postgresql_url: str, namespace: str) -> None:

@@ -273,6 +273,33 @@ def test_a_record_of_another_type(small: Shop) -> None:
     assert small.command("GET", name) == b"foreign"
 
 
+def test_a_record_that_became_another_type(small: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """Between its write and its flush: the row is in SQL, the key is left alone and named, others are settled."""
+    for key in range(2, 5):
+        small.app.put(accounts, {"id": key, "owner": "x"})
+    name, neighbour = (small.app.keys.record(0, "accounts", key) for key in ("3", "4"))
+    small.command("DEL", name)
+    small.command("SET", name, "foreign")
+    small.drain()
+    assert small.command("GET", name) == b"foreign"
+    assert small.command("PTTL", name) == -1
+    assert small.command("PTTL", neighbour) > 0
+    assert f"the key {name} is not a record" in caplog.text
+    small.command("DEL", name)
+    assert small.app.get(accounts, 3) == {"id": 3, "owner": "x", "document": None}
+
+
+@pytest.mark.parametrize("origin", ["99999999999999999999999-1", "5-99999999999999999999999999", "-5--7", "x"])
+def test_a_forged_origin(shop: Shop, origin: str) -> None:
+    """An entry that says it was written again, of a place that there cannot be: a dead letter, and others go on."""
+    shop.forge("m", "0" * 22, "p", encode(Op.PUT, "accounts", "2", {"id": 2, "owner": "x"}), "o", origin)
+    shop.app.put(accounts, {"id": 3, "owner": "x"})
+    shop.drain()
+    found = status(shop.app)
+    assert (found.halted, str(found.dead_letters[""])) == ([], "1 refused, 0 waiting")
+    assert [row.id for row in shop.state()[2][0]] == [1, 3]
+
+
 @pytest.mark.parametrize("which", ["logs", "metas"])
 def test_a_log_of_another_type(small: Shop, which: str) -> None:
     """Where a partition's log or meta hash should be there is a string: everybody says so, and nothing is written."""

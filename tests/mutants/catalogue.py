@@ -13,6 +13,7 @@ APPEND = "engine/adapters/lua/append.lua"
 APART = "flushers/apart.py"
 APPENDER = "engine/adapters/appender.py"
 COALESCING = "engine/core/coalescing.py"
+CONFIRMER = "engine/adapters/confirmer.py"
 CONTIGUITY = "engine/core/contiguity.py"
 CURSOR = "flushers/cursor.py"
 FLUSH = "flushers/flush.py"
@@ -826,6 +827,14 @@ SET_ASIDE = [
         "values(letters=partitions.c.letters))",
         "tests/integration/test_letter_resolution.py::test_a_late_request_means_no_other_letter[sqlite]",
     ),
+    mutant(
+        "persisted-by-the-offset-alone",
+        "a receipt says PERSISTED of a write that SQL has refused",
+        CONFIRMER,
+        "            if passed and not letters:",
+        "            if passed:",
+        f"{REFUSED}::test_receipts_of_what_sql_refuses[sqlite]",
+    ),
     Mutant(
         name="letters-not-fenced",
         harm="after a rollback of SQL a write overtakes the letter that it brought back",
@@ -884,6 +893,14 @@ PRESSURE = [
         "  if backlog > 0 then\n",
         "  if backlog >= 0 then\n",
         f"{PRESSED}::test_a_redis_short_of_memory_gets_no_more_than_is_flushed",
+    ),
+    mutant(
+        "who-takes-over-trims-nothing",
+        "a Redis full of flushed entries is never drained once their flusher is gone",
+        CURSOR,
+        "            self.milestones.append((now, position))",
+        "            pass",
+        f"{PRESSED}::test_a_full_redis_is_freed_by_who_takes_over[0.9]",
     ),
     mutant(
         "no-half",
