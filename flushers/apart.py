@@ -1,18 +1,16 @@
-"""Trying entries and dead letters apart: the protocol of ``flushers.isolation`` done, and its outcome remembered."""
+"""Trying entries and dead letters apart: the attempts of ``flushers.sifting`` made, and their outcome remembered."""
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from writebehind.engine.core.coalescing import Changes
 from writebehind.engine.core.letters import DeadLetter
-from writebehind.flushers import isolation
 from writebehind.flushers.batch import Segment
 from writebehind.flushers.cursor import Cursor
 from writebehind.flushers.failures import Failure, classify
 from writebehind.flushers.intake import Intake
-from writebehind.flushers.isolation import isolate
 from writebehind.flushers.letters import FOREIGN_KEY, told
 from writebehind.flushers.quarantine import Letter
 from writebehind.flushers.sifting import Outcome
@@ -49,29 +47,6 @@ class Apart:
         self._intake = intake
         self._foreign_key_seconds = foreign_key_seconds
         self._tell = tell
-
-    def attempt(
-        self,
-        perform: Callable[[isolation.Effect], isolation.Reply],
-        cursor: Cursor,
-        segment: Segment,
-        suspects: Sequence[Suspect],
-        *,
-        due: Collection[int],
-        condemned: Exception | None,
-    ) -> Outcome:
-        """Run the protocol once; see ``isolate``. Whatever it raises, the transaction is rolled back."""
-        protocol = isolate(segment, suspects, cursor.quarantine, due=due, condemned=condemned)
-        try:
-            effect = next(protocol)
-            while True:
-                effect = protocol.send(perform(effect))
-        except StopIteration as stop:
-            outcome: Outcome = stop.value
-            return outcome
-        except BaseException:
-            self._transaction.roll_back()
-            raise
 
     def write(self, suspects: Sequence[Suspect]) -> Exception | None:
         """Write entries in a savepoint; return why SQL refuses one of them.
