@@ -10,8 +10,8 @@ from writebehind.engine.core.letters import DeadLetter
 from writebehind.flushers.batch import Segment
 from writebehind.flushers.cursor import Cursor
 from writebehind.flushers.failures import Failure, classify
-from writebehind.flushers.intake import Intake
 from writebehind.flushers.letters import FOREIGN_KEY, told
+from writebehind.flushers.merging import Merger
 from writebehind.flushers.quarantine import Letter
 from writebehind.flushers.sifting import Outcome
 from writebehind.flushers.suspect import Suspect
@@ -31,7 +31,7 @@ class Apart:
 
     Args:
         transaction: where.
-        intake: merges them.
+        merger: merges them.
         foreign_key_seconds: how long an entry whose parent is missing is tried again.
         tell: called with each letter that nobody tries again by himself.
     """
@@ -39,12 +39,12 @@ class Apart:
     def __init__(
         self,
         transaction: Transaction,
-        intake: Intake,
+        merger: Merger,
         foreign_key_seconds: float,
         tell: Callable[[DeadLetter], Any],
     ) -> None:
         self._transaction = transaction
-        self._intake = intake
+        self._merger = merger
         self._foreign_key_seconds = foreign_key_seconds
         self._tell = tell
 
@@ -53,10 +53,10 @@ class Apart:
 
         Durability, Crash: as the transaction. Repeat: after they were refused only.
         """
-        error = self._try(suspects, lambda: self._intake.merged(suspects))
+        error = self._try(suspects, lambda: self._merger.merged(suspects))
         if error is not None and len(suspects) == 1 and len(suspects[0].mutations or ()) > 1:
             # A group whose members only work in their order: a unique value that one frees and the next one takes.
-            error = self._try(suspects, lambda: self._intake.stepwise(suspects[0]))
+            error = self._try(suspects, lambda: self._merger.stepwise(suspects[0]))
         return error
 
     def _try(self, suspects: Sequence[Suspect], steps: Callable[[], Sequence[Changes]]) -> Exception | None:

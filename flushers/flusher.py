@@ -34,12 +34,13 @@ from writebehind.flushers.flush import Effect as FlushEffect
 from writebehind.flushers.flush import Reply as FlushReply
 from writebehind.flushers.garbage import collected_rarely
 from writebehind.flushers.holdings import Holdings, Tally
-from writebehind.flushers.intake import EntryFailed, Intake, refusals
+from writebehind.flushers.intake import Intake
 from writebehind.flushers.isolation import Effect as IsolationEffect
 from writebehind.flushers.isolation import Read
 from writebehind.flushers.isolation import Reply as IsolationReply
 from writebehind.flushers.leases import Leases
 from writebehind.flushers.letters import Letters
+from writebehind.flushers.merging import EntryFailed, Merger, refusals
 from writebehind.flushers.pacing import Pacing
 from writebehind.flushers.retrying import retrying
 from writebehind.flushers.sessions import flusher_engine
@@ -99,7 +100,7 @@ class Flusher:
         self._engine = flusher_engine(app.database, self.settings.lease_ttl_seconds, self.holder)
         namespace = app.namespace_settings.namespace
         letters = Letters(namespace, self.settings.foreign_key_seconds, app.tables)
-        self._leases = Leases(self._engine, namespace, self.holder, self.settings.lease_ttl_seconds, letters)
+        leases = Leases(self._engine, namespace, self.holder, self.settings.lease_ttl_seconds, letters)
         self._transaction = Transaction(
             self._engine,
             namespace,
@@ -109,12 +110,13 @@ class Flusher:
             letters=letters,
         )
         self._retrying = retrying(self._transaction, self.settings.retry_seconds_max, self.stopping)
-        self._intake = Intake(self._log, app.tables, self.settings.batch_bytes_max)
-        self._apart = Apart(self._transaction, self._intake, self.settings.foreign_key_seconds, app.tell_dead_letter)
+        merger = Merger(app.tables)
+        self._intake = Intake(self._log, merger, self.settings.batch_bytes_max)
+        self._apart = Apart(self._transaction, merger, self.settings.foreign_key_seconds, app.tell_dead_letter)
         self.holdings = Holdings(
             app,
             self.settings,
-            leases=self._leases,
+            leases=leases,
             log=self._log,
             member=member,
             stopping=self.stopping,
@@ -127,6 +129,7 @@ class Flusher:
         self._trouble = Trouble(
             holdings=self.holdings,
             intake=self._intake,
+            merger=merger,
             apart=self._apart,
             settlement=self._settlement,
             carry_out=lambda protocol: self._retrying(lambda: self._drive(protocol())),

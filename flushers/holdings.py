@@ -58,7 +58,10 @@ class Tally:
 
 
 class Holdings:
-    """The partitions of one flusher. For the thread that commits, and only while nothing is being read.
+    """The partitions of one flusher.
+
+    All of it is for the thread that commits; ``readable`` also for the one that reads. What hands partitions to others,
+    or changes from where they are read, is for when nothing is being read.
 
     Args:
         app: the engine whose namespace, tables and servers to use.

@@ -24,6 +24,7 @@ from writebehind.flushers.failures import classify, describe
 from writebehind.flushers.holdings import Holdings
 from writebehind.flushers.intake import Intake
 from writebehind.flushers.isolation import Effect, isolate
+from writebehind.flushers.merging import Merger
 from writebehind.flushers.settlement import Settlement
 from writebehind.flushers.sifting import Outcome
 from writebehind.flushers.suspect import Suspect
@@ -42,6 +43,7 @@ class Trouble:
     Args:
         holdings: the partitions served.
         intake: reads entries without merging them.
+        merger: lets what was written be settled.
         apart: remembers what became of them.
         settlement: acknowledges them.
         carry_out: makes a protocol and performs it, again and again while what fails passes.
@@ -54,6 +56,7 @@ class Trouble:
         *,
         holdings: Holdings,
         intake: Intake,
+        merger: Merger,
         apart: Apart,
         settlement: Settlement,
         carry_out: Callable[[Callable[[], Generator[Effect, Any, Outcome]]], Outcome],
@@ -62,6 +65,7 @@ class Trouble:
     ) -> None:
         self._holdings = holdings
         self._intake = intake
+        self._merger = merger
         self._apart = apart
         self._settlement = settlement
         self._carry_out = carry_out
@@ -145,7 +149,7 @@ class Trouble:
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller isolates it, halts and says so
             return error
         for suspect in [*outcome.applied, *(each for each in suspects if each.control is not None)]:
-            self._intake.pass_over(batch.changes, cursor.number, suspect)
+            self._merger.pass_over(batch.changes, cursor.number, suspect)
         if segment.ids:
             self._holdings.note(batch)
         self._apart.note(cursor, segment, outcome)
@@ -178,7 +182,7 @@ class Trouble:
         cursor.next_place += 1
         pieces = [(cursor.next_place, ())]
         segment = Segment(partition=cursor.number, token=cursor.token, start=here, end=here, ids=[], pieces=pieces)
-        batch = Batch(segments=[segment], changes=self._intake.blank(cursor.number))
+        batch = Batch(segments=[segment], changes=self._merger.blank(cursor.number))
         error = self._try_apart(cursor, batch, due=due, condemned=condemned)
         if isinstance(error, LeaseLost):
             self._holdings.drop(batch, error)

@@ -25,6 +25,7 @@ LEASES = "flushers/leases.py"
 LETTERS = "flushers/letters.py"
 LINKS = "engine/adapters/links.py"
 LOG = "engine/adapters/log.py"
+MERGING = "flushers/merging.py"
 OPEN_EPOCH = "engine/adapters/lua/open_epoch.lua"
 PAYLOAD = "engine/core/payload.py"
 PUBLISH = "engine/adapters/lua/publish.lua"
@@ -531,7 +532,7 @@ HOLDING = [
             Edit(
                 path=FLUSHER,
                 old="        self._transaction = Transaction(",
-                new="        self._leases.mint = self._mint\n        self._transaction = Transaction(",
+                new="        leases.mint = self._mint\n        self._transaction = Transaction(",
             ),
             Edit(
                 path=FLUSHER,
@@ -649,7 +650,7 @@ ROLLED_BACK = [
     mutant(
         "written-again-though-applied",
         "what SQL has is applied once more, because Redis had lost it",
-        INTAKE,
+        MERGING,
         "        return cursor.has(_origin(fields))",
         "        return False",
         f"{RETENTION}::test_a_lost_tail_is_written_again",
