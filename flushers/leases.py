@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 import sqlalchemy as sa
 
 from writebehind.engine.adapters.control_tables import epochs, flushers, now_ms, partitions, rewritten
+from writebehind.engine.core.letters import DeadLetter
 from writebehind.engine.core.positions import EntryID
 from writebehind.flushers.letters import Letters
 from writebehind.flushers.quarantine import Quarantine
@@ -229,6 +230,11 @@ class Leases:
                 connection.execute(
                     sa.update(partitions).where(self._mine).values(lease_until_ms=now_ms() + self._ttl_ms)
                 )
+
+    def made(self, number: int, places: range) -> list[DeadLetter]:
+        """Return the dead letters of some places of a partition that nobody tries again by himself."""
+        with self._engine.connect() as connection:
+            return self._letters.made(connection, number, places)
 
     def _end_frozen_sessions(self) -> None:
         """End sessions of flushers that hold locks and say nothing, where the server does not do it by itself.

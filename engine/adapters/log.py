@@ -19,7 +19,7 @@ from writebehind.engine.core.contiguity import damaged, parse_lineage
 from writebehind.engine.core.keys import Keys
 from writebehind.engine.core.payload import PayloadError, decode
 from writebehind.engine.core.positions import ORIGIN, EntryID
-from writebehind.engine.errors import ConfigurationError, RedisUnavailable
+from writebehind.engine.errors import ConfigurationError, LogDamaged, RedisUnavailable
 
 __all__ = ["GROUP", "Acknowledgement", "Log", "LogState", "RawEntry"]
 
@@ -123,7 +123,8 @@ class Log:
 
         Raises:
             RedisUnavailable: Redis cannot be read.
-            ConfigurationError: Redis refuses for good, or a meta hash is damaged.
+            LogDamaged: a log or a meta hash is not what the engine writes.
+            ConfigurationError: Redis refuses for good.
         """
         logs, metas = self._keys.logs, self._keys.metas
         commands: list[tuple[Any, ...]] = []
@@ -464,10 +465,15 @@ def _is_foreign(command: tuple[Any, ...], reply: Any) -> bool:
 
 def _refused(error: redis.ResponseError) -> Exception:
     refused = refusal(error)
-    if refused.code in {"NOPERM", "WRONGTYPE", "ERR"}:
+    if refused.code == "WRONGTYPE":
+        return LogDamaged(
+            f"Redis refuses to serve the log: {refused.code} {refused.text}",
+            "another program has written to a key of the engine's",
+        )
+    if refused.code in {"NOPERM", "ERR"}:
         return ConfigurationError(
             f"Redis refuses to serve the log: {refused.code} {refused.text}",
-            "check the user's permissions and the keys",
+            "check the user's permissions",
         )
     return RedisUnavailable(f"Redis refuses to serve the log: {refused.code} {refused.text}", "tried again later")
 

@@ -520,7 +520,7 @@ def test_retrying_tells_redis_nothing_about_the_log(small: World) -> None:
     seen: set[tuple[int, int]] = set()
 
     def tried() -> bool:
-        for cursor in flusher.cursors.values():
+        for cursor in flusher.holdings.cursors.values():
             seen.add((len(cursor.milestones), cursor.base.sequence))
         with small.app.database.connect() as connection:
             return max(connection.execute(sa.select(dead_letters.c.attempts)).scalars(), default=0) > 2

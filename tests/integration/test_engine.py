@@ -26,8 +26,9 @@ from writebehind.engine import (
 )
 from writebehind.engine.core.partitioning import partition_of
 from writebehind.flushers import Flusher, FlusherSettings, drain, initialise, status
-from writebehind.flushers.flush import Acknowledge, Commit, Effect
-from writebehind.flushers.flush import Reply as FlushReply
+from writebehind.flushers.flush import Acknowledge, Commit
+from writebehind.flushers.flusher import Effect
+from writebehind.flushers.flusher import Reply as FlushReply
 
 if TYPE_CHECKING:
     from conftest import OwnRedisFactory

@@ -19,12 +19,14 @@ CURSOR = "flushers/cursor.py"
 FLUSH = "flushers/flush.py"
 FLUSHER = "flushers/flusher.py"
 FSYNC = "engine/adapters/fsync.py"
+HOLDINGS = "flushers/holdings.py"
 INTAKE = "flushers/intake.py"
 ISOLATION = "flushers/isolation.py"
 LEASES = "flushers/leases.py"
 LETTERS = "flushers/letters.py"
 LINKS = "engine/adapters/links.py"
 LOG = "engine/adapters/log.py"
+MERGING = "flushers/merging.py"
 OPEN_EPOCH = "engine/adapters/lua/open_epoch.lua"
 PAYLOAD = "engine/core/payload.py"
 PUBLISH = "engine/adapters/lua/publish.lua"
@@ -376,12 +378,12 @@ FLUSHING = [
         "watermark-before-commit",
         "readers load a row that is not there yet, and receipts say PERSISTED too early",
         FLUSHER,
-        "                return self._fence(batch.segments)",
+        "                return self._fence(segments)",
         "                with self._links.link() as link:\n"
-        "                    for each in batch.segments:\n"
-        "                        meta = self._app.keys.metas[each.partition]\n"
+        "                    for each in segments:\n"
+        "                        meta = self._log._keys.metas[each.partition]\n"
         '                        link.command("HSET", meta, "watermark", str(each.end))\n'
-        "                return self._fence(batch.segments)",
+        "                return self._fence(segments)",
         f"{FAULTS}::test_nothing_shows_before_the_commit[Write]",
     ),
     mutant(
@@ -531,14 +533,14 @@ HOLDING = [
             Edit(
                 path=FLUSHER,
                 old="        self._transaction = Transaction(",
-                new="        self._leases.mint = self._mint\n        self._transaction = Transaction(",
+                new="        leases.mint = self._mint\n        self._transaction = Transaction(",
             ),
             Edit(
                 path=FLUSHER,
                 old="    # Serving\n",
                 new="    def _mint(self, number):\n"
                 "        with self._links.link() as link:\n"
-                '            return int(link.command("INCR", self._app.keys.stems[number] + "token"))\n\n'
+                '            return int(link.command("INCR", self._log._keys.stems[number] + "token"))\n\n'
                 "    # Serving\n",
             ),
             Edit(path=LEASES, old="token=partitions.c.token + 1", new="token=self.mint(number)"),
@@ -649,7 +651,7 @@ ROLLED_BACK = [
     mutant(
         "written-again-though-applied",
         "what SQL has is applied once more, because Redis had lost it",
-        INTAKE,
+        MERGING,
         "        return cursor.has(_origin(fields))",
         "        return False",
         f"{RETENTION}::test_a_lost_tail_is_written_again",
@@ -681,7 +683,7 @@ ROLLED_BACK = [
     mutant(
         "sql-rollback-unnoticed",
         "rows that a restored database is without stay missing until the next write",
-        FLUSHER,
+        HOLDINGS,
         "            elif offset != cursor.committed:",
         "            elif False:",
         "tests/integration/test_sql_rollbacks.py::test_what_the_log_retains_is_applied_again",
@@ -840,7 +842,7 @@ SET_ASIDE = [
         harm="after a rollback of SQL a write overtakes the letter that it brought back",
         edits=[
             Edit(path=TRANSACTION, old='            known.letters == _number(f"letters_{number}"),\n', new=""),
-            Edit(path=FLUSHER, old="            elif letters != cursor.letters:", new="            elif letters < 0:"),
+            Edit(path=HOLDINGS, old="            elif letters != cursor.letters:", new="            elif letters < 0:"),
         ],
         tests=[f"{REFUSED_FAULTS}::test_sql_rolled_back_to_other_letters"],
     ),
