@@ -98,7 +98,7 @@ class Holdings:
         self._stopping = stopping
         self._tell = tell
         self._untold: dict[int, range] = {}
-        self._redis_lost = False
+        self._redis_lost_at: float | None = None
         self._tended_at = float("-inf")
 
     def readable(self) -> list[Cursor]:
@@ -121,13 +121,16 @@ class Holdings:
     def tend(self) -> None:
         """Renew leases, drop and hand back what is not to be served any more, take what is free, take logs over.
 
-        A server that is away is told of, and left for the next time.
+        A server that is away is told of, and left for the next time. Where Redis is away for longer than a lease lasts,
+        everything is handed back until it answers: another flusher may reach it.
 
         Repeat: harmless. Crash: leases expire.
 
         Raises:
             ConfigurationError: the control tables cannot be used, or Redis refuses whatever the partition.
         """
+        if self._redis_is_away():
+            return
         try:
             self._tend_leases()
         except sa.exc.SQLAlchemyError as error:
@@ -141,6 +144,27 @@ class Holdings:
         for cursor in list(self.cursors.values()):
             if cursor.stale and cursor.is_due(now) and not self.take_over(cursor):
                 break
+
+    def _redis_is_away(self) -> bool:
+        if self._redis_lost_at is None or time.monotonic() - self._redis_lost_at < self._settings.lease_ttl_seconds:
+            return False
+        if self.cursors:
+            logger.warning("Redis has been away for longer than a lease lasts: partitions are handed back")
+        self.hand_back()
+        try:
+            self._log.states([0])
+        except RedisUnavailable:
+            self._stopping.wait(PAUSE_SECONDS)
+            return True
+        except LogDamaged:
+            pass  # it answers
+        self._find_redis()
+        return False
+
+    def _find_redis(self) -> None:
+        if self._redis_lost_at is not None:
+            logger.warning("Redis answers again")
+            self._redis_lost_at = None
 
     def _tend_leases(self) -> None:
         members = self._leases.tend(self.cursors.keys(), member=self._member)
@@ -246,9 +270,9 @@ class Holdings:
 
     def lose_redis(self, error: RedisUnavailable | LogDamaged) -> None:
         """Take everything over anew, after a pause; a log that is damaged halts its partition then."""
-        if not self._redis_lost:
+        if self._redis_lost_at is None:
             logger.warning("Redis: %s; trying again until it answers", error)
-            self._redis_lost = True
+            self._redis_lost_at = time.monotonic()
         self.rewind()
         self.distrust()
         self._stopping.wait(PAUSE_SECONDS)
@@ -276,6 +300,7 @@ class Holdings:
             self.cursors.pop(cursor.number, None)
             return True
         except LogDamaged as error:
+            self._find_redis()
             self.halt(cursor, f"its log: {describe(error)}")
             return True
         except sa.exc.SQLAlchemyError as error:
@@ -284,9 +309,7 @@ class Holdings:
         except RedisUnavailable as error:
             self.lose_redis(error)
             return False
-        if self._redis_lost:
-            logger.warning("Redis answers again")
-            self._redis_lost = False
+        self._find_redis()
         cursor.begin(start.position, start.replay_until, start.lineage, time.monotonic())
         self.tally.takeovers += 1
         self.tally.claimed += start.claimed

@@ -671,6 +671,34 @@ def test_a_statement_timeout_halves_the_batch(
         assert max(sizes) < 300
 
 
+@pytest.mark.parametrize("batches", [None, 1])
+def test_a_flusher_that_cannot_reach_redis_hands_over(
+    redis_url: str, make: Make, monkeypatch: pytest.MonkeyPatch, batches: int | None
+) -> None:
+    """Whoever has lost Redis, and it alone, keeps neither partitions nor its place among the flushers."""
+    names = iter("ab")
+    monkeypatch.setattr("writebehind.flushers.flusher.holder_name", lambda: next(names))
+    settings = FlusherSettings(linger_seconds=0, lease_ttl_seconds=1, concurrent_batches_max=batches)
+    with Proxy(urlsplit(redis_url).port) as proxy:
+        cut_off = make(EngineSettings(), redis=f"redis://127.0.0.1:{proxy.port}/0", partitions=2)
+        engine = make(EngineSettings(), partitions=2)
+
+        def holders() -> set[str | None]:
+            return {each.holder for each in status(engine).partitions}
+
+        first = {"a"} if batches else {"a", "b"}
+        with flushing(cut_off, settings), flushing(engine, settings):
+            until(lambda: holders() == first)
+            proxy.refuse()
+            until(lambda: holders() == {"b"})
+            fill(engine)[-1].wait(Durability.PERSISTED, DEADLINE_SECONDS)
+            until(lambda: status(engine).backlog == 0)
+            proxy.accept()
+            until(lambda: status(engine).flushers == 2 and holders() == first)
+            engine.put(accounts, account(LIMIT)).wait(Durability.PERSISTED, DEADLINE_SECONDS)
+    assert ids(engine) == list(range(LIMIT + 1))
+
+
 def test_so_many_flushers_serve_at_a_time(make: Make) -> None:
     """Beyond the limit flushers stand by; when one ends, another takes its place, and everything is flushed."""
     engine = make(EngineSettings(), partitions=4)
