@@ -679,7 +679,7 @@ def test_a_flusher_that_cannot_reach_redis_hands_over(
     names = iter("ab")
     monkeypatch.setattr("writebehind.flushers.flusher.holder_name", lambda: next(names))
     settings = FlusherSettings(linger_seconds=0, lease_ttl_seconds=1, concurrent_batches_max=batches)
-    with Proxy(urlsplit(redis_url).port) as proxy:
+    with Proxy(urlsplit(redis_url).port or 0) as proxy:
         cut_off = make(EngineSettings(), redis=f"redis://127.0.0.1:{proxy.port}/0", partitions=2)
         engine = make(EngineSettings(), partitions=2)
 
