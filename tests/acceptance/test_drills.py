@@ -173,13 +173,13 @@ def test_on_given_servers_nothing_is_left_behind(redis_url: str, postgresql_url:
     """Scratch only; what would harm others is refused; no password is shown; no key, table or row remains."""
     before = keys(redis_url)
     done = drill(
-        *("run", "flusher-sigkill", "redis-cut", "flushall", "--short", "--report", str(tmp_path)),
+        *("run", "flusher-sigkill", "poison", "redis-cut", "flushall", "--short", "--report", str(tmp_path)),
         *("--redis", redis_url, "--database", postgresql_url),
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "flushall ... refused" in done.stderr
     assert "needs embedded servers" in done.stdout
-    assert "2 drills, 0 failed, 1 refused" in done.stdout
+    assert "3 drills, 0 failed, 1 refused" in done.stdout
     password = sa.make_url(postgresql_url).password
     assert password
     for text in (done.stdout, done.stderr, *(path.read_text() for path in tmp_path.iterdir())):
