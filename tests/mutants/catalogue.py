@@ -12,6 +12,7 @@ __all__ = ["MUTANTS", "Edit", "Mutant"]
 APPEND = "engine/adapters/lua/append.lua"
 APART = "flushers/apart.py"
 APPENDER = "engine/adapters/appender.py"
+ATTEMPTS = "engine/adapters/attempts.py"
 COALESCING = "engine/core/coalescing.py"
 CONFIRMER = "engine/adapters/confirmer.py"
 CONTIGUITY = "engine/core/contiguity.py"
@@ -233,7 +234,7 @@ RETRIES = [
         harm="the client's own retries send a write again whose reply was lost: it is applied twice",
         edits=[
             Edit(
-                path=APPENDER,
+                path=ATTEMPTS,
                 old=EXCHANGE,
                 new="""            def exchange():
                 link.connection.send_packed_command((pack_command(command),), check_health=False)
@@ -266,7 +267,7 @@ RETRIES = [
     mutant(
         "retry-without-search",
         "a retry does not look for its first attempt: the write is applied twice",
-        APPENDER,
+        ATTEMPTS,
         "            anchor = appender.rewriter.anchor(partition, self._anchor)",
         '            anchor = b""',
         f"{LOST}::test_a_write_survives_one_fault[Mishap.CUT_AFTER-increment-0]",
