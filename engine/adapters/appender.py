@@ -222,13 +222,14 @@ class Appender:
         """Return a number above those of all attempts before."""
         return next(self._stamps)
 
-    def judged(self, call: Call, reply: Reply, *, together: bool) -> Reply:
+    def judged(self, call: Call, reply: Reply, *, together: bool, fenced_off: bool = False) -> Reply:
         """Say what is to become of a call that was refused for want of room; return other replies as they are.
 
         Args:
             call: it.
             reply: what the server answered.
             together: it is one of several, which must not wait for it.
+            fenced_off: the script looks for earlier attempts, and fences them off, before it looks for room.
         """
         if not isinstance(reply, Refused) or reply.code not in {"BACKLOG", "OOM"}:
             return reply
@@ -238,12 +239,14 @@ class Appender:
             if policy is not Backpressure.REJECT:
                 return reply
             held = Held(OUT_OF_MEMORY, 0, 0)
+            # A full Redis does not take the fence either.
+            fenced_off = False
         else:
             held = Held.parse(reply.text)
             if together and policy is Backpressure.BLOCK:
                 policy = Backpressure.REJECT
         retry_after = self._drainage.retry_after_seconds(call.partition, held, time.monotonic())
-        return Full(policy, call.partition, held, retry_after)
+        return Full(policy, call.partition, held, retry_after, fenced_off)
 
     def command(
         self,

@@ -94,16 +94,21 @@ class Attempts:
                 doubt = appender.rewriter.doubt(partition, history) or doubt
                 if doubt is not None and appender.rewriter.in_sql(partition, doubt):
                     return Refused("DOUBT", str(doubt))
+        else:
+            # Whatever was tried before has not been executed, and will not be.
+            self._histories.clear()
         self._histories.append(appender.history(link, partition))
         self._call.through = effect.through
         command = appender.command(link, self._call, anchor, stamp, doubt, through=effect.through)
+        # What a lost history had, SQL may have: no search of this one tells.
+        fenced_off = effect.retry and doubt is None
         try:
             link.connection.send_packed_command((pack_command(command),), check_health=False)
             return link.receive(disable_decoding=True)  # type: ignore[no-any-return]
         except redis.exceptions.NoScriptError:
-            return self._run_text(link, command)
+            return self._run_text(link, command, fenced_off=fenced_off)
         except (redis.ResponseError, *NOT_EXECUTED) as error:
-            return self._refused(refusal(error))
+            return self._refused(refusal(error), fenced_off=fenced_off)
         except redis.RedisError as error:
             return self._lost(link, error)
 
@@ -125,19 +130,19 @@ class Attempts:
             return Unsent(error)
         return None
 
-    def _run_text(self, link: Link, command: tuple[Any, ...]) -> Reply:
+    def _run_text(self, link: Link, command: tuple[Any, ...], *, fenced_off: bool) -> Reply:
         try:
             return link.command(b"EVAL", APPEND.text, *command[2:])  # type: ignore[no-any-return]
         except (redis.ResponseError, *NOT_EXECUTED) as error:
-            return self._refused(refusal(error))
+            return self._refused(refusal(error), fenced_off=fenced_off)
         except redis.RedisError as error:
             return self._lost(link, error)
 
-    def _refused(self, refused: Refused) -> Reply:
+    def _refused(self, refused: Refused, *, fenced_off: bool = False) -> Reply:
         if refused.code in {"LOADING", "MASTERDOWN", "NOAUTH", "READONLY", "UNBLOCKED"} and self._link is not None:
             self._appender.drop(self._link)
             self._link = None
-        return self._appender.judged(self._call, refused, together=self._together)
+        return self._appender.judged(self._call, refused, together=self._together, fenced_off=fenced_off)
 
     def _lost(self, link: Link, error: Exception) -> Lost:
         self._appender.suspect[self._call.partition] = self._appender.stamp()

@@ -867,6 +867,22 @@ PRESSURE = [
         "if ARGV[5] == '+' then\n",
         f"{PRESSED}::test_a_retry_finds_its_entry_in_a_full_backlog",
     ),
+    mutant(
+        "fenced-off-in-another-history",
+        "a write that SQL has is said not to be written",
+        ATTEMPTS,
+        "fenced_off = effect.retry and doubt is None",
+        "fenced_off = effect.retry",
+        f"{RETENTION}::test_a_lost_reply_a_lost_tail_and_no_room",
+    ),
+    mutant(
+        "fenced-off-by-a-full-redis",
+        "a write is said not to be written, and arrives later",
+        APPENDER,
+        "            fenced_off = False\n",
+        "",
+        f"{PRESSED}::test_a_lost_write_that_finds_redis_full_is_not_known",
+    ),
     Mutant(
         name="let-go-before-the-entry",
         harm="a full Redis takes more and more: the first write is one that it never refuses",
