@@ -42,7 +42,18 @@ class Attempts:
     Durability, Repeat, Crash: as the write script's, which each attempt is.
     """
 
-    __slots__ = ("_anchor", "_appender", "_call", "_deadline", "_histories", "_link", "_together", "fenced", "identity")
+    __slots__ = (
+        "_anchor",
+        "_appender",
+        "_call",
+        "_deadline",
+        "_histories",
+        "_link",
+        "_together",
+        "_waited",
+        "fenced",
+        "identity",
+    )
 
     def __init__(self, appender: "Appender", call: Call, anchor: bytes, history: bytes, *, together: bool) -> None:
         self._together = together
@@ -52,6 +63,7 @@ class Attempts:
         self._link: Link | None = None
         self._deadline: float | None = None
         self._histories = [history] if history else []
+        self._waited = False
         self.identity = b""
         self.fenced = 0
 
@@ -97,6 +109,9 @@ class Attempts:
         else:
             # Whatever was tried before has not been executed, and will not be.
             self._histories.clear()
+            if self._waited:
+                self._call.begin(appender.call_id())
+                self._waited = False
         self._histories.append(appender.history(link, partition))
         self._call.through = effect.through
         command = appender.command(link, self._call, anchor, stamp, doubt, through=effect.through)
@@ -173,5 +188,6 @@ class Attempts:
         if now >= self._deadline:
             return False
         pause = min(PAUSE_SECONDS_MAX, PAUSE_SECONDS * 2.0 ** min(attempt, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries
+        self._waited = True
         time.sleep(min(pause, max(0.0, self._deadline - now)))
         return True

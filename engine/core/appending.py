@@ -11,6 +11,8 @@ Invariants:
    ``WriteOutcomeUnknown``. It is certain again once a retry was refused after it has searched the log in vain and
    fenced the lost attempts off, and the history is still the one that they were made in.
 3. No entry is appended under an epoch that began on another primary.
+4. A call that has waited, and of which nothing is written for certain, gets a new ID: it tells how old its entries are,
+   and they are as old as the attempt that was let in.
 
 ::
 
@@ -47,7 +49,7 @@ class Call:
 
     Attributes:
         partition: number of the partition.
-        call_id: stem of the mutation IDs; the same on every attempt.
+        call_id: stem of the mutation IDs; the same on every attempt as long as one before may have been executed.
         entries: how many entries it appends.
         records: names of the record hashes, in the order of the operations.
         arguments: the script's arguments from the number of entries on.
@@ -63,10 +65,18 @@ class Call:
     payload_bytes: int
     through: bool = False
 
+    def begin(self, call_id: str) -> None:
+        """Be sent as if for the first time, since no attempt before was executed, or will be."""
+        self.call_id = call_id
+        self.through = False
+
 
 @dataclass(slots=True)
 class Run:
-    """Run the script. ``retry``: an earlier attempt may have been executed. ``through``: whatever the limits say."""
+    """Run the script. ``through``: whatever the limits say.
+
+    ``retry``: an earlier attempt may have been executed; if not, none was or will be, and the call may begin anew.
+    """
 
     retry: bool
     through: bool = False
