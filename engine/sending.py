@@ -85,7 +85,9 @@ def _wave(
     """Yield the next call of each partition, and forget partitions that have none."""
     for partition, queue in list(queues.items()):
         if partition in waiting:
-            yield waiting[partition][0]
+            call, _ = waiting[partition]
+            call.begin(appender.call_id())
+            yield call
         elif (draft := next(queue, None)) is not None:
             yield draft.call(appender.call_id())
         else:

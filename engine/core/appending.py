@@ -8,8 +8,11 @@ Invariants:
 1. A call whose reply was lost is only ever repeated with the same call ID and as a retry, which finds the
    first attempt in the log or fences it off before it appends.
 2. An error that says "nothing was written" is raised only when that is certain; otherwise the error is
-   ``WriteOutcomeUnknown``.
+   ``WriteOutcomeUnknown``. It is certain again once a retry was refused after it has searched the log in vain and
+   fenced the lost attempts off, and the history is still the one that they were made in.
 3. No entry is appended under an epoch that began on another primary.
+4. A call that has waited, and of which nothing is written for certain, gets a new ID: it tells how old its entries are,
+   and they are as old as the attempt that was let in.
 
 ::
 
@@ -17,7 +20,7 @@ Invariants:
      |--Refused TIMELINE--> open epoch --> run
      |--Refused FENCED--> run
      |--Full (a limit on the backlog)--> pause --> run, or raise, or run whatever the limits say
- |--Refused, passing--> pause --> run
+     |--Refused, passing--> pause --> run
      |--Lost (sent, no reply)--> pause --> run as a retry
      |--Unsent--> pause --> run
      '--Refused, final--> raise
@@ -46,7 +49,7 @@ class Call:
 
     Attributes:
         partition: number of the partition.
-        call_id: stem of the mutation IDs; the same on every attempt.
+        call_id: stem of the mutation IDs; the same on every attempt as long as one before may have been executed.
         entries: how many entries it appends.
         records: names of the record hashes, in the order of the operations.
         arguments: the script's arguments from the number of entries on.
@@ -62,10 +65,18 @@ class Call:
     payload_bytes: int
     through: bool = False
 
+    def begin(self, call_id: str) -> None:
+        """Be sent as if for the first time, since no attempt before was executed, or will be."""
+        self.call_id = call_id
+        self.through = False
+
 
 @dataclass(slots=True)
 class Run:
-    """Run the script. ``retry``: an earlier attempt may have been executed. ``through``: whatever the limits say."""
+    """Run the script. ``through``: whatever the limits say.
+
+    ``retry``: an earlier attempt may have been executed; if not, none was or will be, and the call may begin anew.
+    """
 
     retry: bool
     through: bool = False
@@ -103,12 +114,15 @@ class Full:
         partition: its partition.
         held: what the script says.
         retry_after_seconds: when there may be room again.
+        fenced_off: earlier attempts whose replies were lost have not been executed and never will be: the script has
+            looked for them and fenced them off, in the history that they were made in, before it refused this one.
     """
 
     policy: Backpressure
     partition: int
     held: Held
     retry_after_seconds: float
+    fenced_off: bool = False
 
 
 @dataclass(slots=True)
@@ -164,23 +178,29 @@ def append() -> Generator[Effect, Reply, bytes]:
         reply = yield Run(retry=lost is not None, through=through)
         if type(reply) is bytes:
             return reply
-        if isinstance(reply, Full) and reply.policy is Backpressure.WRITE_THROUGH and not through:
-            through = True
-            continue
         if isinstance(reply, Refused) and reply.code == "TIMELINE":
             reply = yield OpenEpoch()
             if reply is None and attempt == 0:
                 attempt = 1
                 continue
-        attempt += 1
-        if isinstance(reply, Lost):
-            lost = reply.error
-        elif isinstance(reply, Refused) and reply.code not in PASSING:
+        lost = still_lost(reply, lost)
+        if isinstance(reply, Full) and reply.policy is Backpressure.WRITE_THROUGH and not through:
+            through = True
+            continue
+        if isinstance(reply, Refused) and reply.code not in PASSING:
             raise final(reply, lost)
-        elif isinstance(reply, Full) and reply.policy is Backpressure.REJECT:
+        if isinstance(reply, Full) and reply.policy is Backpressure.REJECT:
             raise exhausted(reply, lost)
+        attempt += 1
         if (yield Pause(attempt)) is False:
             raise exhausted(reply, lost)
+
+
+def still_lost(reply: Reply, lost: Exception | None) -> Exception | None:
+    """Return why nothing is known of an attempt, or None where each one is known not to have been executed."""
+    if isinstance(reply, Lost):
+        return reply.error
+    return None if isinstance(reply, Full) and reply.fenced_off else lost
 
 
 def exhausted(reply: Reply, lost: Exception | None) -> WriteBehindError:

@@ -12,6 +12,7 @@ __all__ = ["MUTANTS", "Edit", "Mutant"]
 APPEND = "engine/adapters/lua/append.lua"
 APART = "flushers/apart.py"
 APPENDER = "engine/adapters/appender.py"
+ATTEMPTS = "engine/adapters/attempts.py"
 COALESCING = "engine/core/coalescing.py"
 CONFIRMER = "engine/adapters/confirmer.py"
 CONTIGUITY = "engine/core/contiguity.py"
@@ -233,7 +234,7 @@ RETRIES = [
         harm="the client's own retries send a write again whose reply was lost: it is applied twice",
         edits=[
             Edit(
-                path=APPENDER,
+                path=ATTEMPTS,
                 old=EXCHANGE,
                 new="""            def exchange():
                 link.connection.send_packed_command((pack_command(command),), check_health=False)
@@ -266,7 +267,7 @@ RETRIES = [
     mutant(
         "retry-without-search",
         "a retry does not look for its first attempt: the write is applied twice",
-        APPENDER,
+        ATTEMPTS,
         "            anchor = appender.rewriter.anchor(partition, self._anchor)",
         '            anchor = b""',
         f"{LOST}::test_a_write_survives_one_fault[Mishap.CUT_AFTER-increment-0]",
@@ -865,6 +866,22 @@ PRESSURE = [
         "if ARGV[7] ~= '' and length >= tonumber(ARGV[7]) then return redis.error_reply('BACKLOG entries 1 0') end\n"
         "if ARGV[5] == '+' then\n",
         f"{PRESSED}::test_a_retry_finds_its_entry_in_a_full_backlog",
+    ),
+    mutant(
+        "fenced-off-in-another-history",
+        "a write that SQL has is said not to be written",
+        ATTEMPTS,
+        "fenced_off = effect.retry and doubt is None",
+        "fenced_off = effect.retry",
+        f"{RETENTION}::test_a_lost_reply_a_lost_tail_and_no_room",
+    ),
+    mutant(
+        "fenced-off-by-a-full-redis",
+        "a write is said not to be written, and arrives later",
+        APPENDER,
+        "            fenced_off = False\n",
+        "",
+        f"{PRESSED}::test_a_lost_write_that_finds_redis_full_is_not_known",
     ),
     Mutant(
         name="let-go-before-the-entry",

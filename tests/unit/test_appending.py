@@ -20,9 +20,9 @@ LOST = Lost(ConnectionError("reset"))
 UNSENT = Unsent(ConnectionError("refused"))
 
 
-def full(policy: Backpressure) -> Full:
+def full(policy: Backpressure, *, fenced_off: bool = False) -> Full:
     """Return the reply of a partition that takes no more."""
-    return Full(policy, 0, Held("entries", 10, 4), 1.5)
+    return Full(policy, 0, Held("entries", 10, 4), 1.5, fenced_off)
 
 
 def play(replies: Sequence[Reply]) -> tuple[list[Effect], bytes | WriteBehindError]:
@@ -119,6 +119,31 @@ def test_a_full_backlog_rejects_at_once() -> None:
     effects, end = play([full(Backpressure.REJECT)])
     assert (effects, type(end)) == ([Run(retry=False)], BacklogFull)
     assert isinstance(play([LOST, True, full(Backpressure.REJECT)])[1], WriteOutcomeUnknown)
+
+
+def test_a_retry_that_found_nothing_and_no_room_begins_anew() -> None:
+    """Once lost attempts are fenced off the call is one that was never sent: it is refused, waits or is let through."""
+    reject, block, through = (
+        full(policy, fenced_off=True)
+        for policy in (Backpressure.REJECT, Backpressure.BLOCK, Backpressure.WRITE_THROUGH)
+    )
+    assert isinstance(play([LOST, True, reject])[1], BacklogFull)
+    assert isinstance(play([LOST, True, block, False])[1], BacklogFull)
+    effects, end = play([LOST, True, block, True, b"7-0"])
+    assert effects[2:] == [Run(retry=True), Pause(2), Run(retry=False)]
+    assert end == b"7-0"
+    effects, end = play([LOST, True, through, b"7-0"])
+    assert effects[2:] == [Run(retry=True), Run(retry=False, through=True)]
+    assert end == b"7-0"
+
+
+def test_a_reply_lost_after_that_is_looked_for_again() -> None:
+    """What was certain of the attempts before is not of the next one."""
+    fenced = full(Backpressure.BLOCK, fenced_off=True)
+    effects, end = play([LOST, True, fenced, True, LOST, True, UNSENT, False])
+    runs = [effect for effect in effects if isinstance(effect, Run)]
+    assert [run.retry for run in runs] == [False, True, False, True]
+    assert isinstance(end, WriteOutcomeUnknown)
 
 
 def test_a_full_backlog_is_written_through() -> None:
