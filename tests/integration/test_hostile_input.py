@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -23,7 +24,7 @@ from writebehind.engine.adapters.control_tables import control, partitions
 from writebehind.engine.config import FIELDS_MAX, MEMBERS_MAX, PAYLOAD_BYTES_MAX
 from writebehind.engine.core.payload import Op, encode, encode_group
 from writebehind.flushers import Flusher, FlusherSettings, drain, initialise, status
-from writebehind.recovery import Verdict, verify
+from writebehind.recovery import Verdict, dead_letters, verify
 
 QUICK = FlusherSettings(linger_seconds=0, lease_ttl_seconds=1, halt_retry_seconds=0.2)
 DEADLINE_SECONDS = 10.0
@@ -248,6 +249,52 @@ def test_an_entry_is_taken_out_under_a_running_flusher(small: Shop) -> None:
         small.command("XDEL", small.app.keys.logs[0], entry_id)
         until(lambda: status(small.app).halted == [] and status(small.app).backlog == 0)
     assert status(small.app).lost_entries == 1
+
+
+typed = sa.Table(
+    "typed",
+    sa.MetaData(),
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("blob", sa.LargeBinary),
+    sa.Column("number", sa.Integer),
+    sa.Column("active", sa.Boolean),
+    sa.Column("seen", sa.DateTime(timezone=True)),
+    sa.Column("pause", sa.Interval),
+)
+
+
+@pytest.mark.parametrize("others", [0, 150])
+def test_values_of_another_type(redis_url: str, database_url: str, namespace: str, others: int) -> None:
+    """Alone or among many, they become dead letters that name table, column and kinds; everything else flows."""
+    forged: dict[str, tuple[Any, str]] = {
+        "blob": (5, "is declared as bytes, and an entry holds integer for it"),
+        "number": ("abc", "is declared as integer, and an entry holds text for it"),
+        "active": (5, "is declared as boolean, and an entry holds integer for it"),
+        "seen": (datetime(2020, 1, 1), "is declared as datetime with time zone, and an entry holds datetime without"),  # noqa: DTZ001
+        "pause": (1.5, "is declared as interval, and an entry holds float for it"),
+    }
+    settings: dict[str, Any] = {"redis": redis_url, "database": database_url, "namespace": namespace, "partitions": 1}
+    with WriteBehind(**settings, tables=[typed]) as app:
+        initialise(app, create_tables=True)
+        app.put(typed, {"id": 0})
+        with app.links.link() as link:
+            epoch = link.command("HGET", app.keys.metas[0], "epoch").decode()
+            rows = [{"id": 1000 + number} for number in range(others)]
+            rows += [{"id": number, name: value} for number, (name, (value, _)) in enumerate(forged.items(), 1)]
+            for row in rows:
+                whole = dict.fromkeys(typed.columns.keys()) | row
+                payload = encode(Op.PUT, "typed", str(row["id"]), whole)
+                link.command("XADD", app.keys.logs[0], f"{epoch}-*", "m", "0" * 22, "p", payload)
+        app.put(typed, {"id": 2000, "blob": b"behind"})
+        assert drain(app, DEADLINE_SECONDS, QUICK).backlog == 0
+        letters = {letter.changes[0].key_text: letter for letter in dead_letters(app)}
+        for number, (name, (_, said)) in enumerate(forged.items(), 1):
+            assert letters[str(number)].failure == "poison"
+            assert f"column {name} of table typed {said}" in letters[str(number)].error
+        assert len(letters) == len(forged)
+        with app.database.connect() as connection:
+            kept = set(connection.execute(sa.select(typed.c.id)).scalars())
+        assert kept == {0, 2000, *range(1000, 1000 + others)}
 
 
 def test_a_group_with_one_unknown_member(shop: Shop) -> None:

@@ -740,6 +740,22 @@ COALESCED = [
         'insert.prefix_with("OR REPLACE")',
         f"{FAULTS}::test_a_row_is_not_overwritten_by_another_keys",
     ),
+    mutant(
+        "number-bound-as-bytes",
+        "a forged entry of a few bytes, a number for a column of bytes, makes MariaDB's driver take gigabytes",
+        "flushers/bulk/generic.py",
+        "            self._check(declared, columns, rows)\n            self._put(",
+        "            self._put(",
+        "tests/integration/test_bulk.py::test_values_of_another_type[mariadb-mysql-1]",
+    ),
+    mutant(
+        "memory-copied-as-an-interval",
+        "psycopg's COPY writes what is in the memory beside a forged value where an interval is meant",
+        "flushers/bulk/postgresql.py",
+        "Kind.DATETIME_UTC, Kind.BYTES, Kind.UUID}",
+        "Kind.DATETIME_UTC, Kind.BYTES, Kind.UUID, Kind.INTERVAL}",
+        "tests/integration/test_bulk.py::test_values_of_another_type[postgresql-copy-1]",
+    ),
 ]
 
 SET_ASIDE = [
