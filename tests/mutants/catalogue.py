@@ -804,6 +804,8 @@ SET_ASIDE = [
         name="retried-from-memory",
         harm="a letter is applied twice where the reply of its commit is lost",
         edits=[
+            # Either of the two is enough.
+            Edit(path=TRANSACTION, old='            known.letters == _number(f"letters_{number}"),\n', new=""),
             Edit(path=ISOLATION, old="def isolate(", new="_SEEN: dict[Any, Any] = {}\n\n\ndef isolate("),
             Edit(
                 path=ISOLATION,
