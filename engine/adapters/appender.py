@@ -10,6 +10,7 @@ import redis
 from hiredis import pack_command
 
 from writebehind.engine.adapters.attempts import FENCE_ONLY, NOT_EXECUTED, Attempts
+from writebehind.engine.adapters.deadline import Deadline
 from writebehind.engine.adapters.links import Link, Links, refusal
 from writebehind.engine.adapters.memory import Memory
 from writebehind.engine.adapters.rewriter import Rewriter
@@ -90,24 +91,31 @@ class Appender:
         Raises:
             WriteBehindError: as ``core.appending.append`` says.
         """
-        return self._drive(call, self._anchor(call))
+        (anchor,) = self._anchors([call.partition])
+        result = self._drive(call, anchor, Deadline(self.timeout_seconds))
+        if isinstance(result, Full):
+            raise RuntimeError("a call of its own waits for room by itself")  # noqa: TRY004 - a broken invariant
+        return result
 
-    def append_all(self, calls: Sequence[Call]) -> list[tuple[bytes, bytes] | Exception]:
+    def append_all(self, sent: Sequence[tuple[Call, Deadline]]) -> list[tuple[bytes, bytes] | Full | Exception]:
         """Append calls of different partitions in one round trip; failures stand in their place.
 
-        No call waits for room in its backlog here, because the others would wait with it: the caller tries again.
+        No call waits for room here, because the others would wait with it: the caller begins it anew. What else may
+        pass is waited for until the call's deadline, which it may share with others.
         """
-        anchors = [self._anchor(call) for call in calls]
+        calls = [call for call, _ in sent]
+        anchors = self._anchors([call.partition for call in calls])
         first = self._run_all(calls)
-        results: list[tuple[bytes, bytes] | Exception] = []
-        for call, anchor, (identity, reply, fenced) in zip(calls, anchors, first, strict=True):
+        results: list[tuple[bytes, bytes] | Full | Exception] = []
+        for (call, deadline), anchor, (identity, reply, fenced) in zip(sent, anchors, first, strict=True):
             if type(reply) is bytes:
                 results.append((self._done(call, reply, fenced=fenced), identity))
                 continue
             unknown = isinstance(reply, Refused) and reply.code == "NOSCRIPT"
             try:
                 # Where the reply is lost, the identity's place holds the history that the attempt was made in.
-                results.append(self._drive(call, anchor, None if unknown else reply, identity, together=True))
+                known = None if unknown else reply
+                results.append(self._drive(call, anchor, deadline, known, identity, together=True))
             except Exception as error:  # noqa: BLE001 - handed to the caller, who raises it
                 results.append(error)
         return results
@@ -155,46 +163,52 @@ class Appender:
             raise
         return link
 
-    def _anchor(self, call: Call) -> bytes:
-        """Return an entry above which the call will stand; to be asked before its first attempt.
+    def _anchors(self, partitions: Sequence[int]) -> list[bytes]:
+        """Return an entry of each partition above which a call will stand; to be asked before its first attempt.
 
         Where this client knows none of late, it asks: a retry that begins too far back could not tell an entry that was
         never there from one that was flushed and trimmed.
         """
         now = time.monotonic()
-        known, at = self._last.get(call.partition, (b"", now))
-        if not known or now - at > ANCHOR_SECONDS_MAX:
-            known = self._end(call.partition)
-            self._last[call.partition] = (known, now)
-        return known
+        known = self._last
+        unknown = [each for each in partitions if each not in known or now - known[each][1] > ANCHOR_SECONDS_MAX]
+        if unknown:
+            known.update({each: (end, now) for each, end in zip(unknown, self._ends(unknown), strict=True)})
+        return [known[each][0] for each in partitions]
 
-    def _end(self, partition: int) -> bytes:
+    def _ends(self, partitions: Sequence[int]) -> list[bytes]:
         for _ in range(2):
             try:
                 with self.links.link() as link:
-                    reply = link.command("XINFO", "STREAM", self.keys.logs[partition])
-                    return bytes(dict(zip(reply[::2], reply[1::2], strict=False))[b"last-generated-id"])
-            except redis.ResponseError:
-                # No log yet.
-                break
+                    told = link.pipeline([("XINFO", "STREAM", self.keys.logs[each]) for each in partitions])
+                return [_end(reply) for reply in told]
             except RedisUnavailable:
                 # Idle for long, or Redis was restarted: all idle links are as old.
                 self.links.drop_idle()
-        return b"0-0"
+        return [b"0-0"] * len(partitions)
 
     def _drive(
-        self, call: Call, anchor: bytes, reply: Reply = None, history: bytes = b"", *, together: bool = False
-    ) -> tuple[bytes, bytes]:
-        protocol = append()
-        attempts = Attempts(self, call, anchor, history if isinstance(reply, Lost) else b"", together=together)
+        self,
+        call: Call,
+        anchor: bytes,
+        deadline: Deadline,
+        reply: Reply = None,
+        history: bytes = b"",
+        *,
+        together: bool = False,
+    ) -> tuple[bytes, bytes] | Full:
+        protocol = append(together=together)
+        attempts = Attempts(self, call, anchor, history if isinstance(reply, Lost) else b"", deadline)
         try:
             effect = next(protocol)
             if reply is not None:
-                effect = protocol.send(self.judged(call, reply, together=together))
+                effect = protocol.send(self.judged(call, reply))
             while True:
                 effect = protocol.send(attempts.perform(effect))
         except StopIteration as stop:
             attempts.finish()
+            if isinstance(stop.value, Full):
+                return stop.value
             return self._done(call, stop.value, fenced=attempts.fenced), attempts.identity
         except WriteBehindError:
             attempts.abandon()
@@ -222,31 +236,23 @@ class Appender:
         """Return a number above those of all attempts before."""
         return next(self._stamps)
 
-    def judged(self, call: Call, reply: Reply, *, together: bool, fenced_off: bool = False) -> Reply:
+    def judged(self, call: Call, reply: Reply, *, fenced_off: bool = False) -> Reply:
         """Say what is to become of a call that was refused for want of room; return other replies as they are.
 
         Args:
             call: it.
             reply: what the server answered.
-            together: it is one of several, which must not wait for it.
             fenced_off: the script looks for earlier attempts, and fences them off, before it looks for room.
         """
         if not isinstance(reply, Refused) or reply.code not in {"BACKLOG", "OOM"}:
             return reply
-        policy = self.policy_of(call)
         if reply.code == "OOM":
-            # A full Redis can accept nothing, whatever the policy; but whoever will not wait need not.
-            if policy is not Backpressure.REJECT:
-                return reply
-            held = Held(OUT_OF_MEMORY, 0, 0)
             # A full Redis does not take the fence either.
-            fenced_off = False
+            held, fenced_off = Held(OUT_OF_MEMORY, 0, 0), False
         else:
             held = Held.parse(reply.text)
-            if together and policy is Backpressure.BLOCK:
-                policy = Backpressure.REJECT
         retry_after = self._drainage.retry_after_seconds(call.partition, held, time.monotonic())
-        return Full(policy, call.partition, held, retry_after, fenced_off)
+        return Full(self.policy_of(call), call.partition, held, retry_after, fenced_off)
 
     def command(
         self,
@@ -290,3 +296,10 @@ class Appender:
         """Close a link that failed; the idle ones are suspect too."""
         link.close()
         self.links.drop_idle()
+
+
+def _end(told: Any) -> bytes:
+    """Read the end of a log; ``0-0`` where there is none yet."""
+    if isinstance(told, redis.ResponseError):
+        return b"0-0"
+    return bytes(dict(zip(told[::2], told[1::2], strict=False))[b"last-generated-id"])

@@ -1,12 +1,11 @@
 """The attempts of one call of the write script: does what ``core.appending`` yields."""
 
-import random
-import time
 from typing import TYPE_CHECKING, Any, assert_never
 
 import redis
 from hiredis import pack_command
 
+from writebehind.engine.adapters.deadline import Deadline, pause
 from writebehind.engine.adapters.links import Link, refusal
 from writebehind.engine.adapters.scripts import APPEND
 from writebehind.engine.core.appending import Call, Effect, Lost, OpenEpoch, Pause, Refused, Reply, Run, Unsent
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FENCE_ONLY", "NOT_EXECUTED", "Attempts"]
 
-PAUSE_SECONDS = 0.005
-PAUSE_SECONDS_MAX = 0.5
 FENCE_ONLY = b"+"
 """In place of an anchor: nothing is looked for, but older attempts of this client are fenced off."""
 NOT_EXECUTED = (redis.exceptions.BusyLoadingError, redis.exceptions.AuthenticationError)
@@ -33,7 +30,7 @@ class Attempts:
         call: what is appended.
         anchor: an entry above which it will stand.
         history: in which an attempt was lost that was made before, if any.
-        together: it is one of several, which must not wait for it.
+        deadline: when to give up.
 
     Attributes:
         identity: the primary that the last attempt was sent to.
@@ -49,19 +46,17 @@ class Attempts:
         "_deadline",
         "_histories",
         "_link",
-        "_together",
         "_waited",
         "fenced",
         "identity",
     )
 
-    def __init__(self, appender: "Appender", call: Call, anchor: bytes, history: bytes, *, together: bool) -> None:
-        self._together = together
+    def __init__(self, appender: "Appender", call: Call, anchor: bytes, history: bytes, deadline: Deadline) -> None:
         self._appender = appender
         self._anchor = anchor
         self._call = call
         self._link: Link | None = None
-        self._deadline: float | None = None
+        self._deadline = deadline
         self._histories = [history] if history else []
         self._waited = False
         self.identity = b""
@@ -157,7 +152,7 @@ class Attempts:
         if refused.code in {"LOADING", "MASTERDOWN", "NOAUTH", "READONLY", "UNBLOCKED"} and self._link is not None:
             self._appender.drop(self._link)
             self._link = None
-        return self._appender.judged(self._call, refused, together=self._together, fenced_off=fenced_off)
+        return self._appender.judged(self._call, refused, fenced_off=fenced_off)
 
     def _lost(self, link: Link, error: Exception) -> Lost:
         self._appender.suspect[self._call.partition] = self._appender.stamp()
@@ -182,12 +177,9 @@ class Attempts:
         return None
 
     def _pause(self, attempt: int) -> bool:
-        now = time.monotonic()
-        if self._deadline is None:
-            self._deadline = now + self._appender.timeout_seconds
-        if now >= self._deadline:
+        left_seconds = self._deadline.left_seconds()
+        if not left_seconds:
             return False
-        pause = min(PAUSE_SECONDS_MAX, PAUSE_SECONDS * 2.0 ** min(attempt, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries
         self._waited = True
-        time.sleep(min(pause, max(0.0, self._deadline - now)))
+        pause(attempt, left_seconds)
         return True

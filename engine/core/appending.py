@@ -19,7 +19,7 @@ Invariants:
     run --Accepted--> done
      |--Refused TIMELINE--> open epoch --> run
      |--Refused FENCED--> run
-     |--Full (a limit on the backlog)--> pause --> run, or raise, or run whatever the limits say
+     |--Full (the backlog, or Redis)--> pause --> run, or raise, or run whatever the limits say, or end for now
      |--Refused, passing--> pause --> run
      |--Lost (sent, no reply)--> pause --> run as a retry
      |--Unsent--> pause --> run
@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from writebehind.engine.config import Backpressure
-from writebehind.engine.core.pressure import Held
+from writebehind.engine.core.pressure import OUT_OF_MEMORY, Held
 from writebehind.engine.errors import (
     ConfigurationError,
     RedisUnavailable,
@@ -40,7 +40,20 @@ from writebehind.engine.errors import (
     WriteOutcomeUnknown,
 )
 
-__all__ = ["Call", "Effect", "Full", "Lost", "OpenEpoch", "Pause", "Refused", "Reply", "Run", "Unsent", "append"]
+__all__ = [
+    "Call",
+    "Effect",
+    "Full",
+    "Lost",
+    "OpenEpoch",
+    "Pause",
+    "Refused",
+    "Reply",
+    "Run",
+    "Unsent",
+    "append",
+    "exhausted",
+]
 
 
 @dataclass(slots=True)
@@ -107,12 +120,12 @@ class Refused:
 
 @dataclass(slots=True)
 class Full:
-    """A limit on what is not in SQL yet is reached; the call had no effect.
+    """There is no room: a limit on what is not in SQL yet is reached, or Redis is full. The call had no effect.
 
     Attributes:
         policy: what is to become of the call.
         partition: its partition.
-        held: what the script says.
+        held: what the script says, or Redis itself.
         retry_after_seconds: when there may be room again.
         fenced_off: earlier attempts whose replies were lost have not been executed and never will be: the script has
             looked for them and fenced them off, in the history that they were made in, before it refused this one.
@@ -123,6 +136,11 @@ class Full:
     held: Held
     retry_after_seconds: float
     fenced_off: bool = False
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether Redis is full: then it can accept nothing, whatever the policy."""
+        return self.held.reason == OUT_OF_MEMORY
 
 
 @dataclass(slots=True)
@@ -151,7 +169,6 @@ PASSING = frozenset(
         "MASTERDOWN",
         "MISCONF",
         "NOREPLICAS",
-        "OOM",
         "READONLY",
         "TIMELINE",
         "TRYAGAIN",
@@ -161,8 +178,15 @@ PASSING = frozenset(
 """Refusals before any effect that another try may overcome."""
 
 
-def append() -> Generator[Effect, Reply, bytes]:
-    """Append one call's entries once and return the ID of its last entry.
+def append(*, together: bool = False) -> Generator[Effect, Reply, bytes | Full]:
+    """Append one call's entries once.
+
+    Args:
+        together: it is one of several calls, none of which has to wait where another one finds no room.
+
+    Returns:
+        The ID of the last entry; or, for one of several calls, why there is no room now: nothing is written, and it
+        has to be sent again as if for the first time.
 
     Raises:
         RedisUnavailable: time ran out; nothing was written.
@@ -184,16 +208,26 @@ def append() -> Generator[Effect, Reply, bytes]:
                 attempt = 1
                 continue
         lost = still_lost(reply, lost)
-        if isinstance(reply, Full) and reply.policy is Backpressure.WRITE_THROUGH and not through:
-            through = True
-            continue
-        if isinstance(reply, Refused) and reply.code not in PASSING:
-            raise final(reply, lost)
-        if isinstance(reply, Full) and reply.policy is Backpressure.REJECT:
-            raise exhausted(reply, lost)
+        if isinstance(reply, Full):
+            if reply.policy is Backpressure.WRITE_THROUGH and not (through or reply.out_of_memory):
+                through = True
+                continue
+            if together and lost is None and reply.policy is not Backpressure.REJECT:
+                return reply
+        if (error := hopeless(reply, lost)) is not None:
+            raise error
         attempt += 1
         if (yield Pause(attempt)) is False:
             raise exhausted(reply, lost)
+
+
+def hopeless(reply: Reply, lost: Exception | None) -> WriteBehindError | None:
+    """Return the error for a reply after which no further try is made, or None."""
+    if isinstance(reply, Refused) and reply.code not in PASSING:
+        return final(reply, lost)
+    if isinstance(reply, Full) and reply.policy is Backpressure.REJECT:
+        return exhausted(reply, lost)
+    return None
 
 
 def still_lost(reply: Reply, lost: Exception | None) -> Exception | None:
@@ -203,20 +237,28 @@ def still_lost(reply: Reply, lost: Exception | None) -> Exception | None:
     return None if isinstance(reply, Full) and reply.fenced_off else lost
 
 
-def exhausted(reply: Reply, lost: Exception | None) -> WriteBehindError:
-    """Return the error for a write that ran out of time."""
+def exhausted(reply: Reply, lost: Exception | None = None) -> WriteBehindError:
+    """Return the error for a write that ran out of time, or will not wait.
+
+    Args:
+        reply: the last one.
+        lost: why nothing is known of an attempt, if that is so.
+    """
     if lost is not None:
         return WriteOutcomeUnknown(
             f"the reply to a write was lost ({lost}) and Redis could not be asked again in time",
             "the write may be in the log; read the record before you repeat it",
         )
     if isinstance(reply, Full):
+        if reply.out_of_memory and reply.policy is not Backpressure.REJECT:
+            return RedisUnavailable(
+                "Redis refuses writes: it is out of memory", "nothing was written; flushing frees some, try later"
+            )
         return reply.held.error(reply.partition, reply.retry_after_seconds)
     if isinstance(reply, Refused):
-        hint = (
-            "Redis is out of memory: flushing frees some" if reply.code == "OOM" else "nothing was written; try later"
+        return RedisUnavailable(
+            f"Redis refuses writes: {reply.code} {reply.text}".rstrip(), "nothing was written; try later"
         )
-        return RedisUnavailable(f"Redis refuses writes: {reply.code} {reply.text}".rstrip(), hint)
     cause = reply.error if isinstance(reply, Lost | Unsent) else "the primary kept changing"
     return RedisUnavailable(f"Redis cannot be reached: {cause}", "nothing was written; try later")
 

@@ -3,6 +3,8 @@
 # ruff: noqa: PT012 - a batch and a group raise when their block ends
 
 import contextlib
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +30,7 @@ from writebehind.engine import (
     WriteBehindError,
     WriteOutcomeUnknown,
 )
-from writebehind.engine.adapters import memory, watch
+from writebehind.engine.adapters import appender, memory, watch
 from writebehind.engine.adapters.scripts import APPEND
 from writebehind.engine.core.mutation_ids import made_ms
 from writebehind.engine.core.partitioning import partition_of
@@ -661,6 +663,69 @@ def _inserted(engine: WriteBehind) -> bool:
     return True
 
 
+def put_in_all(engine: WriteBehind) -> list[Receipt]:
+    """Write records of all of 16 partitions as a batch, in several calls each."""
+    with engine.batch() as batch:
+        return [batch.put(accounts, account(number)) for number in range(200)]
+
+
+def test_a_batch_waits_for_a_full_redis_once(own_redis: "OwnRedisFactory", make: Make) -> None:
+    """All partitions wait together, no longer than one does; nothing is written; and all go on when there is room."""
+    server = own_redis({"maxmemory-policy": "noeviction"})
+    settings = {"redis_memory_share_max": None, "call_entries_max": 5}
+    hasty = make(EngineSettings(write_timeout_seconds=1, **settings), redis=server.url, partitions=16)  # type: ignore[arg-type]
+    hasty.start()
+    with redis.Redis.from_url(server.url) as plain:
+        client: Any = plain
+        client.config_set("maxmemory", 1)
+        begun = time.monotonic()
+        with pytest.raises(RedisUnavailable, match="out of memory") as caught:
+            put_in_all(hasty)
+        assert time.monotonic() - begun < 8
+        assert "nothing was written" in caught.value.hint
+        assert status(hasty).backlog == 0
+        patient = make(
+            EngineSettings(write_timeout_seconds=DEADLINE_SECONDS, **settings),  # type: ignore[arg-type]
+            redis=server.url,
+            partitions=16,
+        )
+        written: list[list[Receipt]] = []
+        thread = threading.Thread(target=lambda: written.append(put_in_all(patient)))
+        rejected = client.info("errorstats").get("errorstat_OOM", {"count": 0})["count"]
+        thread.start()
+        until(lambda: client.info("errorstats")["errorstat_OOM"]["count"] > rejected + 16)
+        client.config_set("maxmemory", 0)
+        thread.join()
+    ((*receipts,),) = written
+    assert {receipt.durability for receipt in receipts} == {Durability.ACCEPTED}
+    drain(patient, DEADLINE_SECONDS, QUICK)
+    assert ids(patient) == list(range(200))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_batch_waits_for_a_redis_that_is_away_once(
+    *, own_redis: "OwnRedisFactory", make: Make, monkeypatch: pytest.MonkeyPatch, frozen: bool
+) -> None:
+    """Whatever keeps 16 partitions from writing, and from being asked where they stand, the batch gives up as one."""
+    monkeypatch.setattr(appender, "ANCHOR_SECONDS_MAX", 0)
+    server = own_redis()
+    settings = EngineSettings(write_timeout_seconds=0.6, redis_timeout_seconds=0.3)
+    engine = make(settings, redis=server.url, partitions=16)
+    put_in_all(engine)
+    if frozen:
+        os.kill(server.pid, signal.SIGSTOP)
+    else:
+        server.kill()
+    begun = time.monotonic()
+    try:
+        with pytest.raises((RedisUnavailable, WriteOutcomeUnknown)):
+            put_in_all(engine)
+        assert time.monotonic() - begun < 5
+    finally:
+        if frozen:
+            os.kill(server.pid, signal.SIGCONT)
+
+
 def _accepted(engine: WriteBehind, number: int) -> bool:
     try:
         engine.put(accounts, account(number, "x" * 10_000))
@@ -799,7 +864,7 @@ def test_a_flusher_that_cannot_reach_redis_hands_over(
     names = iter("ab")
     monkeypatch.setattr("writebehind.flushers.flusher.holder_name", lambda: next(names))
     settings = FlusherSettings(linger_seconds=0, lease_ttl_seconds=1, concurrent_batches_max=batches)
-    with Proxy(urlsplit(redis_url).port or 0) as proxy:
+    with Proxy(urlsplit(redis_url).port or 6379) as proxy:
         cut_off = make(EngineSettings(), redis=f"redis://127.0.0.1:{proxy.port}/0", partitions=2)
         engine = make(EngineSettings(), partitions=2)
 

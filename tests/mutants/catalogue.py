@@ -198,8 +198,8 @@ WRITING = [
         "batch-overtaken",
         "a refused call is overtaken by the partition's next one: order is lost",
         SENDING,
-        "            del queues[partition]\n            failures.append(result)",
-        "            failures.append(result)",
+        "            del queues[partition]\n",
+        "",
         f"{FAULTS}::test_a_call_is_not_overtaken_by_the_next_one",
     ),
     mutant(
@@ -318,8 +318,8 @@ RETRIES = [
         "unknown-outcome-called-nothing",
         "a write that may be in the log is reported as not written",
         "engine/core/appending.py",
-        "            lost = reply.error\n",
-        "            lost = None\n",
+        "        lost = still_lost(reply, lost)\n",
+        "",
         "tests/unit/test_appending.py::test_nothing_written_is_said_only_when_certain",
     ),
     mutant(
@@ -894,11 +894,19 @@ PRESSURE = [
         f"{RETENTION}::test_a_lost_reply_a_lost_tail_and_no_room",
     ),
     mutant(
+        "a-deadline-for-each-partition",
+        "a batch waits for a Redis that is away as often as it has partitions",
+        SENDING,
+        "yield draft.call(appender.call_id()), fresh",
+        "yield draft.call(appender.call_id()), Deadline(fresh._seconds)",
+        f"{PRESSED}::test_a_batch_waits_for_a_redis_that_is_away_once[False]",
+    ),
+    mutant(
         "fenced-off-by-a-full-redis",
         "a write is said not to be written, and arrives later",
         APPENDER,
-        "            fenced_off = False\n",
-        "",
+        "held, fenced_off = Held(OUT_OF_MEMORY, 0, 0), False",
+        "held = Held(OUT_OF_MEMORY, 0, 0)",
         f"{PRESSED}::test_a_lost_write_that_finds_redis_full_is_not_known",
     ),
     Mutant(
