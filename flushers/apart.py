@@ -7,6 +7,7 @@ from typing import Any
 
 from writebehind.engine.core.coalescing import Changes
 from writebehind.engine.core.letters import DeadLetter
+from writebehind.engine.core.printable import printable
 from writebehind.flushers.batch import Segment
 from writebehind.flushers.cursor import Cursor
 from writebehind.flushers.failures import Failure, classify
@@ -114,7 +115,8 @@ class Apart:
             self._said.append(time.monotonic())
             logger.error(
                 "DEAD LETTER %d-%d: SQL refuses entry %s of %s; it is set aside, and later ones of its key wait: %s",
-                letter.partition, letter.place, letter.entry_id, letter.table or "an unknown table", letter.error,
+                letter.partition, letter.place, letter.entry_id, printable(letter.table or "an unknown table"),
+                letter.error,
             )  # fmt: skip
         else:
             self._unsaid += 1

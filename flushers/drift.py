@@ -12,37 +12,39 @@ from writebehind.flushers.failures import column_to_blame
 
 __all__ = ["drift_of"]
 
-_FAMILIES: Final[Mapping[Kind | None, str]] = {
-    Kind.INTEGER: "number",
-    Kind.FLOAT: "number",
-    Kind.NUMERIC: "number",
-    Kind.BOOLEAN: "number",
-    Kind.TEXT: "text",
-    Kind.JSON: "text",
-    Kind.UUID: "text",
-    Kind.ENUM: "text",
-    Kind.DATE: "moment",
-    Kind.TIME: "moment",
-    Kind.DATETIME: "moment",
-    Kind.DATETIME_UTC: "moment",
-    Kind.INTERVAL: "moment",
-    Kind.BYTES: "bytes",
+_FAMILIES: Final[Mapping[Kind, tuple[str, ...]]] = {
+    Kind.INTEGER: ("number",),
+    Kind.FLOAT: ("number",),
+    Kind.NUMERIC: ("number",),
+    Kind.BOOLEAN: ("number",),
+    Kind.TEXT: ("text",),
+    Kind.JSON: ("text",),
+    Kind.UUID: ("text", "UUID"),
+    Kind.ENUM: ("text",),
+    Kind.DATE: ("moment",),
+    Kind.TIME: ("moment",),
+    Kind.DATETIME: ("moment",),
+    Kind.DATETIME_UTC: ("moment",),
+    Kind.INTERVAL: ("moment",),
+    Kind.BYTES: ("bytes", "UUID"),
 }
+"""Of which family a column may be in SQL; the first is what it is called."""
 
 _CLASSES: Final = (
     (sa.Integer | sa.Numeric | sa.Float | sa.Boolean, "number"),
     (sa.Date | sa.Time | sa.DateTime | sa.Interval, "moment"),
     (sa.String | sa.JSON, "text"),
+    (sa.Uuid, "UUID"),
     (sa.types._Binary, "bytes"),  # noqa: SLF001 - what BLOB, BYTEA and VARBINARY have in common
 )
-"""What reflection makes of columns. Other types, a UUID or one of the user's, are taken to fit."""
+"""What reflection makes of columns. Other types, an INET6 or one of the user's, are taken to fit: a text may."""
 
 
 def drift_of(connection: sa.Connection, declared: DeclaredTable, error: Exception) -> ConfigurationError | None:
     """Tell whether SQL refuses a row because its table is another one than was declared.
 
-    That is so where a column is of another family of types now, a text of digits only, say, or where one that was not
-    declared has to be given.
+    That is so where a column is of another family of types now, a number or a UUID for a text, say, or where one that
+    was not declared has to be given.
 
     Args:
         connection: with a transaction that can be used.
@@ -60,11 +62,12 @@ def drift_of(connection: sa.Connection, declared: DeclaredTable, error: Exceptio
         if refused.column in wanted:
             return None
         return _changed(f"column {refused.column} of table {name} is required by SQL, and not declared")
-    family = _FAMILIES.get(wanted.get(refused.column))
-    found = _family(connection, declared, refused.column)
-    if family and found and family != found:
-        return _changed(f"column {refused.column} of table {name} is declared as {family}, and is {found} in SQL")
-    return None
+    if refused.column not in wanted:
+        return None
+    families, found = _FAMILIES[wanted[refused.column]], _family(connection, declared, refused.column)
+    if found is None or found in families:
+        return None
+    return _changed(f"column {refused.column} of table {name} is declared as {families[0]}, and is {found} in SQL")
 
 
 def _family(connection: sa.Connection, declared: DeclaredTable, name: str) -> str | None:

@@ -85,6 +85,23 @@ def test_a_migration_that_is_not_through(world: World, kind: str) -> None:
     assert (world.letters(), last.halted) == ([], [])
 
 
+def test_a_text_that_is_a_uuid_now(redis_url: str, mariadb_url: str, namespace: str) -> None:
+    """A migration to a type that takes texts of a form of its own sets nothing aside either."""
+    world = World(redis_url, mariadb_url, namespace, 1)
+    with world.app:
+        world.drain()
+        execute(world, ["ALTER TABLE accounts CHANGE owner parked varchar(20), ADD owner uuid"])
+        with flushing(world.app, QUICK):
+            world.put(1)
+            until(lambda: len(status(world.app).halted) == 1)
+            (halted,) = status(world.app).halted
+            assert "column owner of table accounts is declared as text, and is UUID in SQL" in str(halted.halted)
+            execute(world, ["ALTER TABLE accounts DROP owner, CHANGE parked owner varchar(20)"])
+            until(lambda: status(world.app).backlog == 0)
+        assert world.balances() == {1: 1}
+        assert (world.letters(), world.told) == ([], [])
+
+
 def test_other_partitions_flow(redis_url: str, sqlite_url: str, namespace: str) -> None:
     """A table that is missing holds up the partitions with its writes, and no others."""
     world = World(redis_url, sqlite_url, namespace, 4)

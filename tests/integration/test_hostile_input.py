@@ -1,8 +1,10 @@
 """Entries and keys that no writer of this product makes: a halt that says what is wrong, and nothing in SQL."""
 
+import io
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -21,9 +23,10 @@ from writebehind.engine import (
     WriteBehind,
 )
 from writebehind.engine.adapters.control_tables import control, partitions
-from writebehind.engine.config import FIELDS_MAX, MEMBERS_MAX, PAYLOAD_BYTES_MAX
+from writebehind.engine.config import FIELDS_MAX, MEMBERS_MAX, PAYLOAD_BYTES_MAX, UnknownColumns
 from writebehind.engine.core.payload import Op, encode, encode_group
 from writebehind.flushers import Flusher, FlusherSettings, drain, initialise, status
+from writebehind.flushers.cli import main
 from writebehind.recovery import Verdict, dead_letters, verify
 
 QUICK = FlusherSettings(linger_seconds=0, lease_ttl_seconds=1, halt_retry_seconds=0.2)
@@ -321,6 +324,50 @@ def test_values_that_look_like_sql(shop: Shop) -> None:
             link.command("DEL", shop.app.keys.record(0, "accounts", str(100 + number)))
         expected = {"id": 100 + number, "owner": text, "document": {text: [text]}}
         assert shop.app.get(accounts, 100 + number) == expected
+
+
+def test_nothing_forged_drives_a_terminal(
+    small: Shop,
+    redis_url: str,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Keys, tables and names that hold terminal sequences are printed escaped by every command that shows them."""
+    evil = "\x1b]0;owned\x07\u202e\r"
+    small.forge("m", "0" * 22, "p", encode(Op.PUT, "accounts", evil, {"id": 2, "owner": 5}))
+    small.forge("m", evil, "p", encode_group([(Op.PUT, "accounts", evil + "2", {"id": 2, evil: 5})]))
+    small.forge("m", "0" * 22, "p", encode(Op.PATCH, "accounts", evil, {"id": 2, "owner": "behind"}))
+    small.command("SET", f"{small.app.keys.stems[0]}accounts:{evil}:", "foreign")
+    small.app.tables["accounts"] = replace(small.app.tables["accounts"], unknown_columns=UnknownColumns.DEAD_LETTER)
+    small.drain()
+    small.forge("m", "0" * 22, "p", encode(Op.PUT, evil, "1", {"id": 1}))
+    assert drain(small.app, HALT_SECONDS, QUICK).halted
+    (first, group, _) = [str(letter.letter_id) for letter in dead_letters(small.app)]
+    url = small.app.database.url.render_as_string(hide_password=False)
+    target = ["--redis", redis_url, "--database", url, "--table", "accounts", "--partitions", "1"]
+    target += ["--namespace", small.app.keys.namespace]
+    for words in (
+        ["dead-letters", "list"],
+        ["dead-letters", "show", first],
+        ["dead-letters", "show", group, "--values"],
+        ["dead-letters", "discard", "--all"],
+        ["dead-letters", "replay", first, "--wait", "0"],
+        ["dead-letters", "list", "--key", evil],
+        ["dead-letters", "show", evil],
+        ["status"],
+        ["drain", "--timeout", "0.2"],
+        ["verify"],
+        ["recover"],
+        ["doctor"],
+    ):
+        monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+        with pytest.raises(SystemExit):
+            main([*target, *words])
+        said = "".join(capsys.readouterr())
+        assert all(line.isprintable() for line in said.split("\n")), words
+        assert "owned" in said, words
+    assert all(record.getMessage().isprintable() for record in caplog.records)
 
 
 # Foreign keys in the namespace
