@@ -5,9 +5,10 @@ Pure: it is told the time.
 Invariants:
 
 1. No more than ``batch_entries_max`` entries are asked for, and never none.
-2. A statement that ran into its timeout halves the batch, down to one entry; full batches that commit in half of the
-   target let it grow again by a quarter. A commit beyond the target lets it shrink as well, but not below a tenth of
-   the maximum: where a commit takes long however small it is, small batches only make it worse.
+2. A statement that ran into its timeout halves the batch, down to one entry. A commit beyond the target lets it shrink
+   as well, but not below a tenth of the maximum: where a commit takes long however small it is, small batches only make
+   it worse. Full batches let it grow again: by a quarter where they commit in half of the target, by a twentieth within
+   it, and by one entry beyond it, up to that tenth. So no size is kept for ever that a passing trouble has left.
 3. Over any time, the SQL operations are no more than the rate allows, and half a second's worth, and one batch, and
    what of it is tried apart. A batch of more than half a second's worth, as an atomic group may be, is paid for in full
    before the next one is read: so the rate holds over any longer time, whatever entries are made of.
@@ -25,7 +26,8 @@ BURST_SECONDS = 0.5
 
 WAIT_SECONDS_MIN = 0.001
 
-GROWTH = 1.25
+GROWTH_QUICK = 1.25
+GROWTH_SLOW = 1.05
 FLOOR_SHARE = 0.1
 FULL_SHARE = 0.9
 """A batch that has this share of what it might have is a full one: its latency tells about the size."""
@@ -88,12 +90,16 @@ class Pacing:
             entries: of the batch.
             seconds: from its beginning to the commit.
         """
-        if seconds > self._target_seconds:
-            if entries > self._floor:
-                smaller = max(self._floor, int(entries * self._target_seconds / seconds))
-                self.entries_max = min(self.entries_max, smaller)
-        elif entries >= FULL_SHARE * self.entries_max and seconds <= self._target_seconds / 2:
-            self.entries_max = min(self._ceiling, int(self.entries_max * GROWTH) + 1)
+        target = self._target_seconds
+        if seconds > target and entries > self._floor:
+            self.entries_max = min(self.entries_max, max(self._floor, int(entries * target / seconds)))
+        elif entries < FULL_SHARE * self.entries_max:
+            return
+        elif seconds <= target:
+            growth = GROWTH_QUICK if seconds <= target / 2 else GROWTH_SLOW
+            self.entries_max = min(self._ceiling, int(self.entries_max * growth) + 1)
+        elif self.entries_max < self._floor:
+            self.entries_max += 1
 
     def timed_out(self, entries: int) -> bool:
         """Note that a statement of a batch ran into its timeout; return whether a smaller batch is worth trying.

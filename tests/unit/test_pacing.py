@@ -36,14 +36,15 @@ def test_a_timeout_halves_the_batch_down_to_one() -> None:
 
 
 def test_it_grows_again_while_commits_are_quick() -> None:
-    """By a quarter for each full batch, up to what is set, and not where batches are not full or commits are slow."""
+    """By a quarter for each full batch, up to what is set; by less where commits take most of the target."""
     pace = pacing(batch_entries_max=1000, commit_seconds_target=1.0)
     pace.timed_out(200)
     pace.committed(50, 0.1)
-    pace.committed(100, 0.7)
     assert pace.entries_max == 100
     pace.committed(100, 0.1)
     assert pace.entries_max == 126
+    pace.committed(126, 0.7)
+    assert pace.entries_max == 133
     for _ in range(100):
         pace.committed(pace.entries_max, 0.1)
     assert pace.entries_max == 1000
@@ -65,6 +66,32 @@ def paid(pace: Pacing, now: float) -> float:
     while seconds := pace.wait_seconds(now):
         now += seconds
     return now
+
+
+@pytest.mark.parametrize(
+    ("seconds", "batches"), [(0.01, 40), (0.6, 160), (1.0, 160), (1.5, 160 + 500), (20.0, 160 + 500)]
+)
+def test_a_batch_that_timeouts_have_made_small_recovers(seconds: float, batches: int) -> None:
+    """A commit that takes its time whatever its size needs large batches, also after a lock has stopped all of them."""
+    pace = pacing()
+    while pace.timed_out(pace.entries_max):
+        pass
+    assert pace.entries_max == 1
+    for _ in range(batches):
+        pace.committed(pace.entries_max, seconds)
+    assert pace.entries_max >= (5000 if seconds <= 1 else 500)
+
+
+def test_growing_stays_near_the_target() -> None:
+    """Where a commit takes as long as it has entries, the size settles where that is the target."""
+    pace = pacing()
+    while pace.timed_out(pace.entries_max):
+        pass
+    sizes = []
+    for _ in range(400):
+        sizes.append(pace.entries_max)
+        pace.committed(pace.entries_max, pace.entries_max / 2000)
+    assert all(1800 <= size <= 2200 for size in sizes[-100:])
 
 
 @given(
