@@ -166,6 +166,7 @@ class Flusher:
                 batch, upcoming = self._collect(upcoming), None
                 if batch is None:
                     continue
+                self._pacing.take(len(batch.changes), time.monotonic())
                 if not self.holdings.are_due():
                     upcoming = self._reading.submit(self._read)
                 upcoming = self._commit(batch, upcoming)
@@ -179,19 +180,23 @@ class Flusher:
         if not cursors:
             self.stopping.wait(IDLE_SECONDS)
             return None
-        settings, entries_max = self.settings, self._pacing.entries_max
+        pause_seconds = self._pacing.wait_seconds(time.monotonic())
+        if pause_seconds:
+            # In pieces, so that leases are renewed in between.
+            self.stopping.wait(pause_seconds)
+            return None
+        settings, entries_max, mutations_max = self.settings, self._pacing.entries_max, self._pacing.mutations_max
         # Who drains wants to be told that there is no more, rather than to wait for it.
         block_ms = IDLE_BLOCK_MS if self._member else DRAIN_BLOCK_MS
-        batch = self._intake.read(cursors, entries_max, block_ms)
+        batch = self._intake.read(cursors, entries_max, block_ms, mutations_max)
         if batch is None:
             return None
-        if self._member and settings.linger_seconds > 0 and batch.changes.entries * 2 <= entries_max:
-            # Few entries: what arrives within the linger joins them, for one commit instead of many.
+        changes = batch.changes
+        few = changes.entries * 2 <= entries_max and changes.mutations * 2 <= mutations_max
+        if few and self._member and settings.linger_seconds > 0:
+            # What arrives within the linger joins them, for one commit instead of many.
             self.stopping.wait(settings.linger_seconds)
-            batch = self._intake.read_more(batch, cursors, entries_max)
-        pause_seconds = self._pacing.wait_seconds(len(batch.changes), time.monotonic())
-        if pause_seconds:
-            self.stopping.wait(pause_seconds)
+            batch = self._intake.read_more(batch, cursors, entries_max, mutations_max)
         return batch
 
     def _collect(self, upcoming: "Future[Batch | None]") -> Batch | None:
@@ -319,6 +324,7 @@ class Flusher:
             case Read(segment, places):
                 return self._transaction.letters(segment.partition, places)
             case Attempt(suspects):
+                self._pacing.take(sum(len(each.mutations or ()) for each in suspects), time.monotonic())
                 return self._apart.write(suspects)
             case Record(segment, outcome):
                 self._transaction.record(segment, outcome, self.holdings.cursors[segment.partition].quarantine)

@@ -10,6 +10,7 @@ Invariants:
 """
 
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -51,13 +52,16 @@ class Intake:
         self._entry_bytes = float(ENTRY_BYTES_ASSUMED)
         self._looked_at = float("-inf")
 
-    def read(self, cursors: Sequence[Cursor], entries_max: int, block_ms: int) -> Batch | None:
+    def read(
+        self, cursors: Sequence[Cursor], entries_max: int, block_ms: int, mutations_max: int = sys.maxsize
+    ) -> Batch | None:
         """Read the next batch of some partitions, and move their positions to its end.
 
         Args:
             cursors: the partitions.
             entries_max: entries of the batch at the most.
             block_ms: how long to wait where there is nothing; 0 does not wait.
+            mutations_max: mutations of all entries, but for the last entry of each partition, which may be a group.
 
         Returns:
             None where there is nothing to do.
@@ -66,7 +70,8 @@ class Intake:
             EntryFailed: an entry cannot be read or merged; positions have moved, and must be reset.
             RedisUnavailable: Redis cannot be read; positions may have moved, and must be reset.
         """
-        return self._read(cursors, entries_max, block_ms, self._merger.blank(), [])
+        blank = self._merger.blank()
+        return self._read(cursors, entries_max, blank, [], block_ms=block_ms, mutations_max=mutations_max)
 
     def read_raw(self, cursor: Cursor, entries_max: int) -> tuple[Batch, list[Suspect]] | None:
         """Read entries of one partition without merging them; one that is about a dead letter comes alone.
@@ -93,12 +98,21 @@ class Intake:
         self._take(cursor, entries, changes, segments, suspects)
         return (Batch(segments=segments, changes=changes), suspects) if segments else None
 
-    def read_more(self, batch: Batch, cursors: Sequence[Cursor], entries_max: int) -> Batch:
+    def read_more(self, batch: Batch, cursors: Sequence[Cursor], entries_max: int, mutations_max: int) -> Batch:
         """Add to a batch what has arrived since; see ``read``."""
-        return self._read(cursors, entries_max, 0, batch.changes, list(batch.segments)) or batch
+        segments = list(batch.segments)
+        more = self._read(cursors, entries_max, batch.changes, segments, block_ms=0, mutations_max=mutations_max)
+        return more or batch
 
     def _read(
-        self, cursors: Sequence[Cursor], entries_max: int, block_ms: int, changes: Changes, segments: list[Segment]
+        self,
+        cursors: Sequence[Cursor],
+        entries_max: int,
+        changes: Changes,
+        segments: list[Segment],
+        *,
+        block_ms: int,
+        mutations_max: int,
     ) -> Batch | None:
         room = max(1, min(entries_max, int(self._bytes_max / self._entry_bytes)))
         share = max(1, room // max(1, len(cursors)))
@@ -109,7 +123,7 @@ class Intake:
             if cursor.replay_until is not None:
                 entries = self._log.read_range(cursor.number, cursor.position, cursor.replay_until, share)
                 if entries:
-                    self._take(cursor, entries, changes, segments)
+                    self._take(cursor, entries, changes, segments, mutations_max=mutations_max // len(cursors))
                     continue
                 cursor.replay_until = None
             serving.append(cursor)
@@ -119,15 +133,16 @@ class Intake:
         while hungry and left > 0:
             count = max(1, left // len(hungry))
             read = self._log.read_new(hungry, count, 0 if segments else block_ms)
+            each = (mutations_max - changes.mutations) // max(1, len(read))
             for number, entries in read.items():
-                self._take(by_number[number], entries, changes, segments)
+                self._take(by_number[number], entries, changes, segments, mutations_max=each)
             # Whoever gave all that was asked has more: a skewed load fills a batch from few partitions.
             hungry = [
                 number
                 for number, entries in read.items()
                 if len(entries) == count and not by_number[number].stale and by_number[number].replay_until is None
             ]
-            left = room - changes.entries
+            left = room - changes.entries if changes.mutations < mutations_max else 0
         if time.monotonic() - self._looked_at >= LOOK_SECONDS:
             busy = {segment.partition for segment in segments}
             segments += self._look([cursor for cursor in serving if cursor.number not in busy])
@@ -141,6 +156,8 @@ class Intake:
         changes: Changes,
         segments: list[Segment],
         suspects: list[Suspect] | None = None,
+        *,
+        mutations_max: int = sys.maxsize,
     ) -> None:
         start = cursor.position
         first, last = EntryID.parse(entries[0][0]), EntryID.parse(entries[-1][0])
@@ -158,7 +175,7 @@ class Intake:
                 return
             crossings, lost, at_least = judged
         cursor.ended |= {crossing.applied.epoch: crossing.applied.sequence for crossing in crossings}
-        taken = Taken(cursor.next_place)
+        taken = Taken(cursor.next_place, mutations_max)
         if suspects is None:
             merged = self._merger.merge(cursor, entries, changes, taken)
             if taken.payload_bytes:

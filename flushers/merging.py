@@ -8,6 +8,7 @@ Invariants:
 """
 
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -61,11 +62,13 @@ class Taken:
 
     Attributes:
         first_place: that the first of them would get as a dead letter.
+        mutations_max: once they have so many no further one is merged.
         payload_bytes: of all of them; 0 where not all were merged.
         passed_over, originals, parked, superseded: see ``Segment``.
     """
 
     first_place: int
+    mutations_max: int = sys.maxsize
     payload_bytes: int = 0
     passed_over: int = 0
     originals: list[EntryID] = field(default_factory=list)
@@ -137,7 +140,10 @@ class Merger:
         changes.entries += 1
 
     def merge(self, cursor: Cursor, entries: Sequence[RawEntry], changes: Changes, taken: Taken) -> int:
-        """Merge entries until one has to begin a new batch; return how many were merged or passed over.
+        """Merge entries until one has to begin a new batch, or there are mutations enough.
+
+        Returns:
+            How many were merged or passed over; one at least, where it need not begin a new batch.
 
         Passed over is what SQL has already under another ID: an entry that was written again although SQL had the
         original, or an original that comes back although it was written again.
@@ -149,8 +155,11 @@ class Merger:
         changes.enter(cursor.number)
         size = 0
         number = 0
+        enough = changes.mutations + taken.mutations_max
         try:
             for number, (entry_id, fields) in enumerate(entries):
+                if number and changes.mutations >= enough:
+                    return number
                 payload = fields[3]
                 size += len(payload)
                 again = len(fields) > ENTRY_FIELDS

@@ -36,6 +36,7 @@ from writebehind.engine.core.mutation_ids import made_ms
 from writebehind.engine.core.partitioning import partition_of
 from writebehind.engine.core.positions import EntryID
 from writebehind.flushers import Flusher, FlusherSettings, drain, initialise, sessions, status
+from writebehind.flushers.pacing import BURST_SECONDS
 from writebehind.recovery.rewriting import ConditionalWriter, Rewrite
 
 if TYPE_CHECKING:
@@ -882,6 +883,41 @@ def test_a_flusher_that_cannot_reach_redis_hands_over(
             until(lambda: status(engine).flushers == 2 and holders() == first)
             engine.put(accounts, account(LIMIT)).wait(Durability.PERSISTED, DEADLINE_SECONDS)
     assert ids(engine) == list(range(LIMIT + 1))
+
+
+def test_the_rate_holds_for_groups_and_costs_no_lease(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group of more rows than the rate yields while a lease lasts is waited for; its partition is kept meanwhile."""
+    rate, rows, groups = 400, 600, 3
+    engine = make(EngineSettings())
+    for group in range(groups):
+        with engine.atomic(accounts, group) as members:
+            for number in range(rows):
+                members.put(accounts, account(group * rows + number))
+    settings = FlusherSettings(linger_seconds=0, lease_ttl_seconds=1, rows_per_second_max=rate)
+    taken: list[tuple[float, int]] = []
+
+    def noting(*given: Any) -> Flusher:
+        """Make a flusher that notes what it gives SQL."""
+        flusher = Flusher(*given)
+        take = flusher._pacing.take
+
+        def note(count: int, now: float) -> None:
+            taken.append((now, count))
+            take(count, now)
+
+        monkeypatch.setattr(flusher._pacing, "take", note)
+        return flusher
+
+    with flushing(engine, settings, noting) as holder:
+        until(lambda: holder.tally.takeovers == 1)
+        with flushing(engine, settings) as other:
+            until(lambda: status(engine).backlog == 0)
+            assert (holder.tally.takeovers, other.tally.takeovers) == (1, 0)
+    assert [count for _, count in taken] == [rows] * groups, "one by one, though they were there together"
+    begun, _ = taken[0]
+    for before, (now, _) in enumerate(taken):
+        assert before * rows <= rate * (now - begun + BURST_SECONDS) + 1
+    assert ids(engine) == list(range(groups * rows))
 
 
 def test_so_many_flushers_serve_at_a_time(make: Make) -> None:

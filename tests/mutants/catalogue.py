@@ -29,6 +29,7 @@ LINKS = "engine/adapters/links.py"
 LOG = "engine/adapters/log.py"
 MERGING = "flushers/merging.py"
 OPEN_EPOCH = "engine/adapters/lua/open_epoch.lua"
+PACING = "flushers/pacing.py"
 PAYLOAD = "engine/core/payload.py"
 PUBLISH = "engine/adapters/lua/publish.lua"
 QUARANTINE = "flushers/quarantine.py"
@@ -198,8 +199,8 @@ WRITING = [
         "batch-overtaken",
         "a refused call is overtaken by the partition's next one: order is lost",
         SENDING,
-        "            del queues[partition]\n",
-        "",
+        "            del queues[partition]\n            failures.append(",
+        "            failures.append(",
         f"{FAULTS}::test_a_call_is_not_overtaken_by_the_next_one",
     ),
     mutant(
@@ -900,6 +901,30 @@ PRESSURE = [
         "yield draft.call(appender.call_id()), fresh",
         "yield draft.call(appender.call_id()), Deadline(fresh._seconds)",
         f"{PRESSED}::test_a_batch_waits_for_a_redis_that_is_away_once[False]",
+    ),
+    mutant(
+        "a-group-paid-for-in-part",
+        "the limit on the database's load is void for atomic groups",
+        PACING,
+        "self._saved_at(now, self._rate) - rows, now)",
+        "self._saved_at(now, self._rate) - min(rows, self.mutations_max), now)",
+        "tests/unit/test_pacing.py::test_groups_are_paid_for_and_no_more",
+    ),
+    mutant(
+        "groups-counted-as-one",
+        "a batch of atomic groups is many times what the database is to be given at a time",
+        MERGING,
+        "                if number and changes.mutations >= enough:\n                    return number\n",
+        "",
+        f"{PRESSED}::test_the_rate_holds_for_groups_and_costs_no_lease",
+    ),
+    mutant(
+        "the-rate-waited-for-through-a-lease",
+        "partitions change hands whenever the database is given much at a time",
+        PACING,
+        "return min(self._wait_max, max(WAIT_SECONDS_MIN, -saved / self._rate))",
+        "return max(WAIT_SECONDS_MIN, -saved / self._rate)",
+        f"{PRESSED}::test_the_rate_holds_for_groups_and_costs_no_lease",
     ),
     mutant(
         "fenced-off-by-a-full-redis",
