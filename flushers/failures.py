@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from writebehind.engine.core.printable import printable
 from writebehind.engine.errors import PoisonEntryError, TransientError, ValidationError, WriteBehindError
 
-__all__ = ["ColumnRefusal", "Failure", "classify", "column_to_blame", "describe"]
+__all__ = ["PASSING", "ColumnRefusal", "Failure", "classify", "column_to_blame", "describe"]
 
 
 class Failure(Enum):
@@ -34,6 +34,9 @@ class Failure(Enum):
     POISON = "poison"
     CONFIGURATION = "configuration"
 
+
+PASSING: Final = frozenset({Failure.TRANSIENT, Failure.UNKNOWN})
+"""What is tried again as it is."""
 
 _SQLSTATES: Final = {
     "23503": Failure.FOREIGN_KEY,

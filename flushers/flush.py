@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from writebehind.engine.errors import LeaseLost
-from writebehind.flushers.batch import Batch
+from writebehind.flushers.batch import Batch, Segment
 from writebehind.flushers.quarantine import Quarantine
 from writebehind.flushers.sifting import Attempt, Outcome, Record, Refusal, sift
 
@@ -39,14 +39,20 @@ class Fenced(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Open a transaction."""
+    """Open a transaction.
+
+    Attributes:
+        attempting: its rows are written by attempts, each of which has every constraint checked.
+    """
+
+    attempting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Fence:
     """Move the offsets, each from where its segment starts, under its token. Reply: ``Fenced``."""
 
-    batch: Batch
+    segments: Sequence[Segment]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,7 @@ def flush(batch: Batch) -> Generator[Effect, Reply, dict[int, Outcome] | None]:
         LeaseLost: SQL's offset or token is not what this holder left; nothing was written.
     """
     yield Begin()
-    fenced = yield Fence(batch)
+    fenced = yield Fence(batch.segments)
     outcomes: dict[int, Outcome] = {}
     if fenced is Fenced.MOVED:
         refusals = yield Write(batch)

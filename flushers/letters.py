@@ -1,7 +1,7 @@
 """Dead letters in SQL: what a flusher writes there inside its transaction, and reads when it takes a partition over."""
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -43,10 +43,15 @@ class Letters:
         }
         self._foreign_key_ms = int(foreign_key_seconds * 1000)
 
-    def load(self, connection: sa.Connection, partition: int) -> Quarantine:
+    def load(self, connection: sa.Connection, partition: int, between: Callable[[], None]) -> Quarantine:
         """Return a partition's letters, read page by page, each in a transaction of its own.
 
         Only what is read while the lease is valid counts: look at it afterwards.
+
+        Args:
+            connection: to read with.
+            partition: its number.
+            between: called after each page, to renew leases.
         """
         known = dead_letters.c
         left = sa.case((known.retry_until_ms > 0, known.retry_until_ms - now_ms()), else_=None)
@@ -69,6 +74,7 @@ class Letters:
                 if not failure:
                     waiting.add(place)
             after = rows[-1].place
+            between()
         for place in waiting.intersection(quarantine.leading()):
             # What it waited for is gone without it, by hand, say.
             quarantine.postpone(place, now)

@@ -212,14 +212,14 @@ def replay(
     """Have letters tried again, each with those that wait behind it, in the order of the log.
 
     Name letters, or give filters or --all: then those that SQL refused are taken, and what waits behind them follows by
-    itself. Safe to repeat and to kill. With --wait, ends with 0 when all were applied, 1 when SQL refused some again, 2
-    when no flusher has come to some in time.
+    itself. Safe to repeat and to kill. With --wait, ends with 0 when all were resolved, 1 when SQL refused some again,
+    2 when no flusher has come to some in time.
     """
     choice = _choice(app, letters, _filter(tables, **filters), everything=everything)
     texts = _pairs(corrections)
     if texts and len(choice.ids) != 1:
         raise click.UsageError("--set goes with one letter that is named")
-    asked = Asked(app, as_json=as_json, done="applied")
+    asked = Asked(app, as_json=as_json, done="resolved")
     for chunk in _chunks(choice.letters(app)):
         able = [letter for letter in chunk if choice.ids or letter.replayable]
         asked.unable += len(chunk) - len(able)

@@ -3,17 +3,26 @@
 import io
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import msgspec
 import pytest
+import redis
 import sqlalchemy as sa
 
-from writebehind.engine import ConfigurationError, EngineSettings, RedisUnavailable, ValidationError, WriteBehind
-from writebehind.engine.adapters.control_tables import control
+from running import flushing
+from writebehind.engine import (
+    ConfigurationError,
+    Durability,
+    EngineSettings,
+    RedisUnavailable,
+    ValidationError,
+    WriteBehind,
+)
+from writebehind.engine.adapters.control_tables import control, partitions
 from writebehind.engine.config import FIELDS_MAX, MEMBERS_MAX, PAYLOAD_BYTES_MAX, UnknownColumns
 from writebehind.engine.core.payload import Op, encode, encode_group
 from writebehind.flushers import Flusher, FlusherSettings, drain, initialise, status
@@ -86,7 +95,9 @@ class Shop:
         """Flush until it halts; return what status says."""
         flusher = Flusher(self.app, QUICK, member=False)
         deadline = time.monotonic() + DEADLINE_SECONDS
-        flusher.run(until=lambda: any(each.halted for each in flusher.cursors.values()) or time.monotonic() > deadline)
+        flusher.run(
+            until=lambda: any(each.halted for each in flusher.holdings.cursors.values()) or time.monotonic() > deadline
+        )
         found = status(self.app)
         (halted,) = found.halted
         assert found.backlog > 0
@@ -233,6 +244,16 @@ def test_entries_of_another_release(small: Shop, what: str) -> None:
     assert [row.id for row in small.state()[2][0]] == [1, 3]
 
 
+def test_an_entry_is_taken_out_under_a_running_flusher(small: Shop) -> None:
+    """The partition that it has halted flushes again, also where nothing follows."""
+    entry_id = small.forge(*UNREADABLE["version 2"])
+    with flushing(small.app, QUICK):
+        until(lambda: len(status(small.app).halted) == 1)
+        small.command("XDEL", small.app.keys.logs[0], entry_id)
+        until(lambda: status(small.app).halted == [] and status(small.app).backlog == 0)
+    assert status(small.app).lost_entries == 1
+
+
 typed = sa.Table(
     "typed",
     sa.MetaData(),
@@ -367,6 +388,33 @@ def test_a_record_of_another_type(small: Shop) -> None:
     assert small.command("GET", name) == b"foreign"
 
 
+def test_a_record_that_became_another_type(small: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """Between its write and its flush: the row is in SQL, the key is left alone and named, others are settled."""
+    for key in range(2, 5):
+        small.app.put(accounts, {"id": key, "owner": "x"})
+    name, neighbour = (small.app.keys.record(0, "accounts", key) for key in ("3", "4"))
+    small.command("DEL", name)
+    small.command("SET", name, "foreign")
+    small.drain()
+    assert small.command("GET", name) == b"foreign"
+    assert small.command("PTTL", name) == -1
+    assert small.command("PTTL", neighbour) > 0
+    assert f"the key {name} is not a record" in caplog.text
+    small.command("DEL", name)
+    assert small.app.get(accounts, 3) == {"id": 3, "owner": "x", "document": None}
+
+
+@pytest.mark.parametrize("origin", ["99999999999999999999999-1", "5-99999999999999999999999999", "-5--7", "x"])
+def test_a_forged_origin(shop: Shop, origin: str) -> None:
+    """An entry that says it was written again, of a place that there cannot be: a dead letter, and others go on."""
+    shop.forge("m", "0" * 22, "p", encode(Op.PUT, "accounts", "2", {"id": 2, "owner": "x"}), "o", origin)
+    shop.app.put(accounts, {"id": 3, "owner": "x"})
+    shop.drain()
+    found = status(shop.app)
+    assert (found.halted, str(found.dead_letters[""])) == ([], "1 refused, 0 waiting")
+    assert [row.id for row in shop.state()[2][0]] == [1, 3]
+
+
 @pytest.mark.parametrize("which", ["logs", "metas"])
 def test_a_log_of_another_type(small: Shop, which: str) -> None:
     """Where a partition's log or meta hash should be there is a string: everybody says so, and nothing is written."""
@@ -409,6 +457,59 @@ def test_a_damaged_meta_hash(small: Shop, field: str, value: str) -> None:
         small.command("HSET", meta, field, before)
     small.app.put(accounts, {"id": 7, "owner": "x"})
     small.drain()
+
+
+@pytest.mark.parametrize("what", ["log", "meta", "lineage"])
+def test_a_damaged_log_halts_its_partition_only(redis_url: str, sqlite_url: str, namespace: str, what: str) -> None:
+    """A flusher says which partition and why, goes on with the others, and tries again until it is mended."""
+    app = WriteBehind(redis=redis_url, database=sqlite_url, tables=[accounts], namespace=namespace, partitions=2)
+    with app, redis.Redis.from_url(redis_url) as client:
+        initialise(app, create_tables=True)
+        of: dict[int, int] = {}
+        for number in range(20):
+            of[app.put(accounts, {"id": number}).partition] = number
+        name = app.keys.logs[0] if what == "log" else app.keys.metas[0]
+        kept = f"kept:{namespace}"
+
+        def persists(partition: int, owner: str) -> None:
+            app.patch(accounts, of[partition], {"owner": owner}).wait(Durability.PERSISTED, DEADLINE_SECONDS)
+
+        def halted() -> list[str | None]:
+            with app.database.connect() as connection:
+                return list(
+                    connection.execute(sa.select(partitions.c.halted).order_by(partitions.c.partition)).scalars()
+                )
+
+        with flushing(app, QUICK):
+            persists(0, "before")
+            persists(1, "before")
+            client.copy(name, kept)
+            if what == "lineage":
+                client.hset(name, "lineage:7", "9-1@0")
+            else:
+                client.set(name, "foreign")
+            until(lambda: halted()[0] is not None)
+            persists(1, "meanwhile")
+        with flushing(app, QUICK):
+            until(lambda: halted()[0] is not None)
+            persists(1, "with another flusher")
+            reason, other = halted()
+            assert other is None
+            assert reason is not None
+            assert reason.startswith("its log: LogDamaged: ")
+            assert ("does not hold what the engine writes" if what == "lineage" else "WRONGTYPE") in reason
+            client.rename(kept, name)
+            persists(0, "mended")
+            until(lambda: halted() == [None, None])
+        assert [row.lost_entries for row in status(app).partitions] == [0, 0]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it does not become so"
+        time.sleep(0.01)
 
 
 def test_foreign_keys_are_reported_and_left_alone(small: Shop) -> None:

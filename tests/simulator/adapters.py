@@ -16,6 +16,7 @@ from simulator.naive import default_row
 from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.adapters.rows import Applied, Rows
 from writebehind.engine.core.coalescing import Changes, TableChanges
+from writebehind.engine.core.letters import DeadLetter
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.core.retention import DataLoss
 from writebehind.engine.errors import DatabaseUnavailable
@@ -167,6 +168,11 @@ class ModelLeases(Leases):
         session.commit()
         return taken
 
+    def made(self, number: int, places: range) -> list[DeadLetter]:
+        """Return no dead letters: there are none."""
+        del number, places
+        return []
+
     def release(self, held: Mapping[int, int]) -> None:
         """Hand back."""
         session = self._model.session()
@@ -210,6 +216,7 @@ class ModelTransaction:
     """Stands for ``Transaction``."""
 
     ended = False
+    committing = False
 
     def __init__(
         self,
@@ -235,8 +242,10 @@ class ModelTransaction:
             raise RuntimeError("no transaction is open")
         return self._session
 
-    def begin(self) -> None:
-        """Begin."""
+    def begin(self, *, attempting: bool = False) -> None:
+        """Begin; nothing is deferred here."""
+        del attempting
+        self.committing = False
         self._session = self._engine.session()
 
     def fence(self, segments: Sequence[Segment], letters: Mapping[int, int]) -> Fenced:
@@ -307,9 +316,6 @@ class ModelTransaction:
             session.partition(batch.segments[0].partition).missing_rows += missing
         return {}
 
-    def check_attempts(self) -> None:
-        """Nothing is deferred here."""
-
     def attempt(self, steps: Sequence[Changes]) -> None:
         """Write rows in a savepoint."""
         session = self.session
@@ -344,6 +350,7 @@ class ModelTransaction:
     def commit(self) -> None:
         """Commit."""
         session = self.session
+        self.committing = True
         session.commit()
         self._session = None
 
