@@ -418,6 +418,9 @@ class ModelRows(Rows):
         found: dict[str, Row] = self._select(f"load {name} {list(keys)}", select)
         return found
 
+    def letter_of(self, namespace: str, partition: int, entry_id: EntryID) -> None:
+        """There are no dead letters here."""
+
     def applied_of(self, namespace: str, numbers: Sequence[int]) -> dict[int, Applied]:
         """Read offsets."""
         del namespace
