@@ -223,7 +223,7 @@ class Flusher:
             # Committed by an attempt whose answer was lost: which letters it made, only SQL knows.
             self._abandon(upcoming)
             for segment in batch.segments:
-                self.holdings.doubt(segment)
+                self.holdings.doubt(segment.partition, segment.places)
             return None
         if outcomes and upcoming is not None and self._overtakes(upcoming, outcomes):
             self._abandon(upcoming)

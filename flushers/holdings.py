@@ -18,7 +18,7 @@ Invariants:
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +97,7 @@ class Holdings:
         self._member = member
         self._stopping = stopping
         self._tell = tell
-        self._untold: dict[int, range] = {}
+        self._untold: dict[int, Collection[int]] = {}
         self._redis_lost_at: float | None = None
         self._tended_at = float("-inf")
 
@@ -253,10 +253,15 @@ class Holdings:
         for segment in batch.segments:
             self.cursors.pop(segment.partition, None)
 
-    def doubt(self, segment: Segment) -> None:
-        """Stop serving what was perhaps committed without this flusher hearing it: only SQL knows what became of it."""
-        self._untold[segment.partition] = segment.places
-        self.cursors.pop(segment.partition, None)
+    def doubt(self, number: int, places: Collection[int]) -> None:
+        """Stop serving what was perhaps committed without this flusher hearing it: only SQL knows what became of it.
+
+        Args:
+            number: the partition.
+            places: of the letters that were perhaps made, or tried again: services have not been told of these.
+        """
+        self._untold[number] = places
+        self.cursors.pop(number, None)
 
     def rewind(self) -> None:
         """Throw away what was read and not committed; it is read again."""

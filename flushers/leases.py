@@ -231,7 +231,7 @@ class Leases:
                     sa.update(partitions).where(self._mine).values(lease_until_ms=now_ms() + self._ttl_ms)
                 )
 
-    def made(self, number: int, places: range) -> list[DeadLetter]:
+    def made(self, number: int, places: Collection[int]) -> list[DeadLetter]:
         """Return the dead letters of some places of a partition that nobody tries again by himself."""
         with self._engine.connect() as connection:
             return self._letters.made(connection, number, places)

@@ -103,12 +103,15 @@ class Letters:
             for row in found
         ]
 
-    def made(self, connection: sa.Connection, partition: int, places: range) -> list[DeadLetter]:
+    def made(self, connection: sa.Connection, partition: int, places: Collection[int]) -> list[DeadLetter]:
         """Return the letters of some places that nobody tries again by himself, as services are told of them."""
-        known = dead_letters.c
-        some = sa.and_(known.place >= places.start, known.place < places.stop, known.retry_until_ms == 0)
+        if not places:
+            return []
+        known, wanted = dead_letters.c, frozenset(places)
+        some = sa.and_(known.place.between(min(wanted), max(wanted)), known.retry_until_ms == 0)
+        told = (known.entry_id, known.table_name, known.record_key, known.failure, known.error, known.attempts)
         rows = connection.execute(
-            sa.select(dead_letters).where(self._here(partition), some, known.failure != "").order_by(known.place)
+            sa.select(known.place, *told).where(self._here(partition), some, known.failure != "").order_by(known.place)
         )
         return [
             DeadLetter(
@@ -122,6 +125,7 @@ class Letters:
                 attempts=row.attempts,
             )
             for row in rows
+            if row.place in wanted
         ]
 
     def record(self, connection: sa.Connection, partition: int, outcome: Outcome, retried: Quarantine) -> None:

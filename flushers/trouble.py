@@ -99,7 +99,8 @@ class Trouble:
             if isinstance(error, LeaseLost):
                 # Lost, or committed by an attempt whose answer was lost.
                 logger.warning("%s", error)
-                self._holdings.doubt(segment)
+                decided = [suspect.control[1] for suspect in suspects if suspect.control is not None]
+                self._holdings.doubt(cursor.number, [*segment.places, *cursor.quarantine.chains(decided)])
             if not self._serves(cursor):
                 return
             if len(segment.ids) > 1:
@@ -185,5 +186,7 @@ class Trouble:
         batch = Batch(segments=[segment], changes=self._merger.blank(cursor.number))
         error = self._try_apart(cursor, batch, due=due, condemned=condemned)
         if isinstance(error, LeaseLost):
-            self._holdings.drop(batch, error)
+            # Likewise.
+            logger.warning("%s", error)
+            self._holdings.doubt(cursor.number, cursor.quarantine.chains(due))
         return error

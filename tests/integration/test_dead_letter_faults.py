@@ -581,3 +581,43 @@ def test_a_letter_is_told_of_where_the_reply_is_lost(
         assert lost.is_set()
         assert world.letters() == [("2", "poison")]
         assert len(world.told) == 1
+
+
+def test_a_retried_letter_is_told_of_where_the_reply_is_lost(
+    redis_url: str, database_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A retry applies the first of a line, and SQL refuses the next one for good; the flusher did not hear either."""
+    children = table(
+        "children",
+        sa.Column("parent", sa.ForeignKey(parents.c.id), nullable=False),
+        sa.Column("number", sa.Integer, sa.CheckConstraint("number < 100")),
+    )
+    told: list[DeadLetter] = []
+    app = WriteBehind(
+        redis=redis_url, database=database_url, tables=[parents, children], namespace=namespace, partitions=1,
+        on_dead_letter=told.append,
+    )  # fmt: skip
+    lost = threading.Event()
+    real = Transaction.commit
+
+    def commit(self: Transaction) -> None:
+        real(self)
+        if not lost.is_set() and [letter.failure for letter in listed(app)] == ["poison"]:
+            lost.set()
+            raise OSError("the reply is lost")
+
+    with app:
+        parents.create(app.database)
+        initialise(app, create_tables=True)
+        monkeypatch.setattr(Transaction, "commit", commit)
+        app.put(children, {"id": 1, "parent": 7, "number": 1})
+        app.patch(children, 1, {"number": 1000})
+        with flushing(app, RETRYING):
+            until(lambda: letters(app) == ["1", "1"])
+            assert told == []
+            with app.database.begin() as connection:
+                connection.execute(sa.insert(parents).values(id=7))
+            until(lambda: [(letter.key_text, letter.failure) for letter in told] == [("1", "poison")])
+        assert lost.is_set()
+        assert rows(app, children) == [(1, 7, 1)]
+        assert len(told) == 1

@@ -769,6 +769,14 @@ SET_ASIDE = [
         f"{REFUSED}::test_each_kind_of_refusal[sqlite]",
     ),
     mutant(
+        "refused-again-and-untold",
+        "a service never hears of a letter whose last retry was committed while its reply was lost",
+        "flushers/trouble.py",
+        "self._holdings.doubt(cursor.number, cursor.quarantine.chains(due))",
+        "self._holdings.doubt(cursor.number, ())",
+        f"{REFUSED_FAULTS}::test_a_retried_letter_is_told_of_where_the_reply_is_lost[sqlite]",
+    ),
+    mutant(
         "letter-overtaken",
         "later writes of a key overtake the one that SQL refuses: increments are applied to another value",
         QUARANTINE,

@@ -168,7 +168,7 @@ class ModelLeases(Leases):
         session.commit()
         return taken
 
-    def made(self, number: int, places: range) -> list[DeadLetter]:
+    def made(self, number: int, places: Collection[int]) -> list[DeadLetter]:
         """Return no dead letters: there are none."""
         del number, places
         return []
