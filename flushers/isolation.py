@@ -11,7 +11,6 @@ rows and the dead letters move in one transaction.
 
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from writebehind.engine.core.payload import Op
 from writebehind.engine.errors import LeaseLost
@@ -19,7 +18,7 @@ from writebehind.flushers.batch import Segment
 from writebehind.flushers.flush import Begin, Commit, Fence, Fenced, RollBack
 from writebehind.flushers.quarantine import Quarantine
 from writebehind.flushers.sifting import Attempt, Outcome, Record, sift
-from writebehind.flushers.suspect import Suspect
+from writebehind.flushers.suspect import Control, Suspect
 
 __all__ = ["Effect", "Read", "Reply", "isolate"]
 
@@ -67,7 +66,7 @@ def isolate(
     held = quarantine.copy()
     outcome = Outcome()
     control = suspects[0].control if len(suspects) == 1 else None
-    places = quarantine.chains(due if control is None else [control[1]])
+    places = quarantine.chains(due if control is None else [control.place])
     if places or control is not None:
         letters = yield Read(segment, places)
         suspects = letters if isinstance(letters, Sequence) else []
@@ -81,16 +80,16 @@ def isolate(
     return outcome
 
 
-def _decided(
-    control: tuple[int, int, dict[str, Any]], letters: Sequence[Suspect], outcome: Outcome
-) -> Sequence[Suspect]:
+def _decided(control: Control, letters: Sequence[Suspect], outcome: Outcome) -> Sequence[Suspect]:
     """Carry out what was decided about a letter; return what is to be tried."""
-    op, place, corrections = control
-    for letter in letters:
-        if letter.place == place:
-            letter.correct(corrections)
-    if op != Op.DISCARD:
+    there = [letter for letter in letters if letter.place == control.place]
+    if any(letter.mutation_id != control.meant for letter in there):
+        # SQL was rolled back since, and the place is another's now.
+        return []
+    for letter in there:
+        letter.correct(control.corrections)
+    if control.op != Op.DISCARD:
         return letters
-    outcome.gone |= {letter.place for letter in letters if letter.place == place}
+    outcome.gone |= {letter.place for letter in there}
     # What waited for it may go on; what SQL has refused is another decision.
-    return [letter for letter in letters if letter.place > place and not letter.attempts]
+    return [letter for letter in letters if letter.place > control.place and not letter.attempts]

@@ -1,15 +1,32 @@
 """An entry that is tried alone or with few others, because SQL has refused it among many."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from writebehind.engine.core.payload import LETTER, Damaged, Mutation, Op, PayloadError, decode, encode
+from writebehind.engine.core.payload import LETTER, MEANT, Damaged, Mutation, Op, PayloadError, decode, encode
 from writebehind.flushers.quarantine import Key, Letter, keys_of, letter_of
 
-__all__ = ["Suspect"]
+__all__ = ["Control", "Suspect"]
 
 CONTROLLING = frozenset({Op.REPLAY, Op.DISCARD})
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What an entry says about a letter.
+
+    Attributes:
+        op: ``REPLAY`` or ``DISCARD``.
+        place: the letter's.
+        meant: its mutation ID: after a rollback of SQL the place may be another's.
+        corrections: what replaces its values.
+    """
+
+    op: int
+    place: int
+    meant: str
+    corrections: dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -45,7 +62,7 @@ class Suspect:
             self.unreadable = error
             return
         first = self.mutations[0] if self.mutations else None
-        if first is not None and first[0] in CONTROLLING and type(first[3].get(LETTER)) is not int:
+        if first is not None and first[0] in CONTROLLING and not _names_letter(first[3]):
             self.mutations = None
             self.unreadable = Damaged("it names no dead letter", "find out who else writes to this stream")
 
@@ -59,13 +76,13 @@ class Suspect:
         return letter_of(self.mutations or (), retry_at, retry_until)
 
     @property
-    def control(self) -> tuple[int, int, dict[str, Any]] | None:
-        """The operation, the letter's place and the corrections, where it is about a letter."""
+    def control(self) -> Control | None:
+        """What it says about a letter, where it is about one."""
         if not self.mutations or self.mutations[0][0] not in CONTROLLING:
             return None
         op, _, _, values = self.mutations[0]
-        corrections = {name: value for name, value in values.items() if name != LETTER}
-        return op, values[LETTER], corrections
+        corrections = {name: value for name, value in values.items() if name not in {LETTER, MEANT}}
+        return Control(op, values[LETTER], values[MEANT], corrections)
 
     def correct(self, values: dict[str, Any]) -> None:
         """Replace some values of its one mutation."""
@@ -73,3 +90,7 @@ class Suspect:
             op, table, key, before = self.mutations[0]
             self.payload = encode(op, table, key, {**before, **values})
             self.mutations = decode(self.payload)
+
+
+def _names_letter(values: Mapping[str, Any]) -> bool:
+    return type(values.get(LETTER)) is int and type(values.get(MEANT)) is str

@@ -9,7 +9,8 @@ Invariants:
 
 1. Nothing but the log and the markers is changed here: letters are the flusher's.
 2. A control entry and its markers are there together or not at all.
-3. A control entry about a letter that is gone does nothing; so both commands may be repeated and killed at any moment.
+3. A control entry about a letter that is gone does nothing, also where another one stands in its place since SQL was
+   rolled back; so both commands may be repeated and killed at any moment.
 """
 
 import time
@@ -20,7 +21,7 @@ from typing import Any
 
 from writebehind.engine import Durability, WriteBehind
 from writebehind.engine.core.composing import Draft, Entry
-from writebehind.engine.core.payload import LETTER, Op, encode, encode_group
+from writebehind.engine.core.payload import LETTER, MEANT, Op, encode, encode_group
 from writebehind.engine.errors import DataLossDetected, DurabilityTimeout, ValidationError
 from writebehind.engine.receipts import Receipt
 from writebehind.recovery.corrections import validate
@@ -173,7 +174,7 @@ def _corrections(app: WriteBehind, letter: DeadLetter, corrections: Mapping[str,
 
 def _entry(app: WriteBehind, op: Op, letter: DeadLetter, corrections: Mapping[str, Any]) -> Entry:
     partition, place = letter.letter_id
-    values = {LETTER: place, **corrections}
+    values = {LETTER: place, MEANT: letter.mutation_id, **corrections}
     members = [(op, table, key_text, values) for table, key_text in letter.records]
     # What cannot be read names no record: only the letter itself can be asked for.
     payload = encode_group(members) if len(members) > 1 else encode(*(members or [(op, "", "", values)])[0])

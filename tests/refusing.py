@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from writebehind.engine import DeadLetter, WriteBehind
 from writebehind.engine.adapters.control_tables import dead_letters
 from writebehind.engine.core.composing import Draft, Entry
-from writebehind.engine.core.payload import LETTER, Op, encode
+from writebehind.engine.core.payload import LETTER, MEANT, Op, encode
 from writebehind.flushers import FlusherSettings, Status, drain, initialise
 
 __all__ = ["DEADLINE_SECONDS", "SETTINGS", "World", "accounts", "events", "orders", "until"]
@@ -91,7 +91,7 @@ class World:
             letter = connection.execute(
                 sa.select(dead_letters).where(known.record_key == key).order_by(known.place)
             ).all()[number]
-        payload = encode(op, letter.table_name, key, {LETTER: letter.place, **values})
+        payload = encode(op, letter.table_name, key, {LETTER: letter.place, MEANT: letter.mutation_id, **values})
         record = self.app.keys.record(letter.partition, letter.table_name, key)
         entry = Entry(letter.partition, payload, [record], ["n", 1, letter.table_name], 1, (op, "", "", {}))
         appender = self.app._appender

@@ -24,12 +24,26 @@ from writebehind.engine.config import FIELDS_MAX, MEMBERS_MAX, PAYLOAD_BYTES_MAX
 from writebehind.engine.core.values import JsonText
 from writebehind.engine.errors import ConfigurationError
 
-__all__ = ["LETTER", "VERSION", "Damaged", "Mutation", "Op", "PayloadError", "decode", "encode", "encode_group"]
+__all__ = [
+    "LETTER",
+    "MEANT",
+    "VERSION",
+    "Damaged",
+    "Mutation",
+    "Op",
+    "PayloadError",
+    "decode",
+    "encode",
+    "encode_group",
+]
 
 VERSION: Final = 1
 
 LETTER: Final = ":letter"
 """Name of the value that says which dead letter a replay or a discard is about; no column is named so."""
+
+MEANT: Final = ":meant"
+"""Name of the value that holds that letter's mutation ID: after a rollback of SQL its place may be another's."""
 
 Mutation: TypeAlias = tuple[int, str, str, dict[str, Any]]
 """One decoded mutation: operation, table, key text (empty: an insert without a key), wire values."""
@@ -39,7 +53,8 @@ class Op(IntEnum):
     """What a payload does. ``GROUP`` holds mutations; it is never one itself.
 
     ``REPLAY`` and ``DISCARD`` change no row by themselves: they tell the flusher, at their place in the log, to apply
-    or to drop the dead letter that their values name as ``LETTER``; a replay's other values replace the letter's.
+    or to drop the dead letter that their values name as ``LETTER`` and ``MEANT``; a replay's other values replace the
+    letter's.
     """
 
     GROUP = 0

@@ -17,7 +17,7 @@ from letters import damaged, place_letter
 from writebehind.engine import WriteBehind
 from writebehind.engine.adapters.control_tables import dead_letters as letters_table
 from writebehind.engine.adapters.control_tables import partitions
-from writebehind.engine.core.payload import LETTER, Op, decode
+from writebehind.engine.core.payload import LETTER, MEANT, Op, decode
 from writebehind.flushers import initialise
 
 SECONDS_MAX = 60.0
@@ -204,7 +204,8 @@ def test_show(shop: Shop) -> None:
 def test_replay_asks_the_flushers(shop: Shop) -> None:
     """Letters by name, or what SQL refused by filters; what waits follows by itself; what nobody can read is told."""
     assert "asked for 1" in shop.letters("replay", "0-0", "--set", "balance=7", "--set", r"note=\N")
-    assert shop.log(0) == [(Op.REPLAY, "accounts", "1", {LETTER: 0, "balance": 7, "note": None})]
+    values = {LETTER: 0, MEANT: "0123456789a0", "balance": 7, "note": None}
+    assert shop.log(0) == [(Op.REPLAY, "accounts", "1", values)]
     text = shop.letters("replay", "--all")
     assert "1 that nobody can read were passed over" in text
     assert "asked for 3" in text

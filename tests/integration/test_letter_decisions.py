@@ -16,7 +16,7 @@ from writebehind.engine.adapters.control_tables import dead_letters as letters_t
 from writebehind.engine.adapters.control_tables import partitions
 from writebehind.engine.config import Backpressure
 from writebehind.engine.core.partitioning import partition_of
-from writebehind.engine.core.payload import LETTER, Mutation, Op, decode
+from writebehind.engine.core.payload import LETTER, MEANT, Mutation, Op, decode
 from writebehind.engine.errors import BacklogFull, ReadTimeout
 from writebehind.flushers import initialise, status
 from writebehind.recovery import (
@@ -268,13 +268,14 @@ def test_a_replay_is_an_entry_of_the_log(each_shop: Shop) -> None:
     place_letter(app, 9, put(7), partition=other)
     before = each_shop.letters()
     (receipt,) = replay(app, [one(app, LetterID(home, 3))], {"balance": 4, "owner": "Grace"})
-    assert each_shop.log(home)[1:] == [[(Op.REPLAY, "accounts", "7", {LETTER: 3, "balance": 4, "owner": "Grace"})]]
+    values = {LETTER: 3, MEANT: "0123456789a3", "balance": 4, "owner": "Grace"}
+    assert each_shop.log(home)[1:] == [[(Op.REPLAY, "accounts", "7", values)]]
     assert each_shop.hash(home, "accounts", "7") == {b":state": b"marker", b":version": str(receipt.entry_id).encode()}
     assert receipt.partition == home
     with pytest.raises(ReadTimeout):
         app.get(accounts, 7)
     replay(app, [one(app, LetterID(other, 9))])
-    assert each_shop.log(other) == [[(Op.REPLAY, "accounts", "7", {LETTER: 9})]]
+    assert each_shop.log(other) == [[(Op.REPLAY, "accounts", "7", {LETTER: 9, MEANT: "0123456789a9"})]]
     assert each_shop.hash(other, "accounts", "7") == {}
     assert each_shop.letters() == before
 
@@ -289,7 +290,7 @@ def test_a_group_is_replayed_with_all_its_records(shop: Shop) -> None:
         app, 0, order("a", 1), insert, (Op.DELETE, "orders", "a:1", {"tenant": "a", "number": 1}), partition=number
     )
     (receipt,) = replay(app, [one(app, LetterID(number, 0))])
-    values = {LETTER: 0}
+    values = {LETTER: 0, MEANT: "0123456789a0"}
     assert shop.log(number)[1:] == [[(Op.REPLAY, "orders", "a:1", values), (Op.REPLAY, "events", "", values)]]
     assert shop.hash(number, "orders", "a:1")[b":state"] == b"marker"
     meta = shop.client.hgetall(app.keys.metas[number])
@@ -304,7 +305,7 @@ def test_what_cannot_be_read_is_discarded_only(shop: Shop) -> None:
     with pytest.raises(ValidationError, match="letter 2-5 cannot be read"):
         replay(app, [letter])
     discard(app, [letter])
-    assert shop.log(2) == [[(Op.DISCARD, "", "", {LETTER: 5})]]
+    assert shop.log(2) == [[(Op.DISCARD, "", "", {LETTER: 5, MEANT: "0123456789a5"})]]
     assert [name for name in shop.client.hkeys(app.keys.metas[2]) if name.startswith(b"inserted")] == []
     assert [log.unreadable for log in verify(app).logs] == [0] * PARTITIONS
 
@@ -385,7 +386,7 @@ def test_wrong_decisions_are_refused_before_anything_is_written(shop: Shop) -> N
             replay(app, letters, corrections)
     assert shop.log(0) == []
     replay(app, [increment], {"balance": -3})
-    assert shop.log(0) == [[(Op.REPLAY, "accounts", "1", {LETTER: 4, "balance": -3})]]
+    assert shop.log(0) == [[(Op.REPLAY, "accounts", "1", {LETTER: 4, MEANT: "0123456789a4", "balance": -3})]]
 
 
 def test_a_correction_is_bounded(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

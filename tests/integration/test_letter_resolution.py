@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from running import flushing
 from writebehind.engine import Durability, WriteBehind
-from writebehind.engine.core.payload import LETTER, Op, encode
+from writebehind.engine.core.payload import LETTER, MEANT, Op, encode
 from writebehind.flushers import FlusherSettings, drain, initialise
 from writebehind.recovery import (
     DeadLetter,
@@ -310,6 +310,21 @@ def test_a_late_request_means_no_other_letter(redis_url: str, database_url: str,
         assert [letter.letter_id for letter in dead_letters(app)] == [second.letter_id]
 
 
+@pytest.mark.parametrize("op", [Op.REPLAY, Op.DISCARD])
+def test_a_decision_about_another_letter_does_nothing(redis_url: str, sqlite_url: str, namespace: str, op: Op) -> None:
+    """After a rollback of SQL another letter may stand in the place: it is neither tried nor given up."""
+    app = WriteBehind(redis=redis_url, database=sqlite_url, tables=[accounts], namespace=namespace, partitions=1)
+    with app:
+        initialise(app, create_tables=True)
+        app.put(accounts, {"id": 7, "owner": "Ada", "balance": -1})
+        assert drain(app, DEADLINE_SECONDS, SETTINGS).backlog == 0
+        (letter,) = dead_letters(app)
+        decide = discard if op is Op.DISCARD else replay
+        decide(app, [dataclasses.replace(letter, mutation_id="0123456789aanother")])
+        assert drain(app, DEADLINE_SECONDS, SETTINGS).backlog == 0
+        assert list(dead_letters(app)) == [letter]
+
+
 @pytest.mark.parametrize("place", ["x", None, 1.0])
 def test_a_forged_decision_is_set_aside(redis_url: str, sqlite_url: str, namespace: str, place: Any) -> None:
     """One that names no letter is a letter itself, and stops nobody."""
@@ -319,7 +334,7 @@ def test_a_forged_decision_is_set_aside(redis_url: str, sqlite_url: str, namespa
         app.put(accounts, {"id": 7, "owner": "Ada", "balance": -1})
         with app.links.link() as link:
             epoch = link.command("HGET", app.keys.metas[0], "epoch").decode()
-            payload = encode(Op.DISCARD, "accounts", "7", {LETTER: place})
+            payload = encode(Op.DISCARD, "accounts", "7", {LETTER: place, MEANT: "0123456789a"})
             link.command("XADD", app.keys.logs[0], f"{epoch}-*", "m", "x", "p", payload)
         app.put(accounts, {"id": 8, "owner": "Ada", "balance": 1})
         assert drain(app, DEADLINE_SECONDS, SETTINGS).backlog == 0
