@@ -99,7 +99,7 @@ class Trouble:
             if isinstance(error, LeaseLost):
                 # Lost, or committed by an attempt whose answer was lost.
                 logger.warning("%s", error)
-                decided = [suspect.control[1] for suspect in suspects if suspect.control is not None]
+                decided = [suspect.control.place for suspect in suspects if suspect.control is not None]
                 self._holdings.doubt(cursor.number, [*segment.places, *cursor.quarantine.chains(decided)])
             if not self._serves(cursor):
                 return
