@@ -183,7 +183,7 @@ def test_a_parent_that_comes_later(redis_url: str, database_url: str, namespace:
         world.put(77)
         child.wait(Durability.PERSISTED, DEADLINE_SECONDS)
         assert world.rows(orders).keys() == {1, 2}
-    assert (world.letters(), world.told) == ([], [])
+        assert (world.letters(), world.told) == ([], [])
 
 
 def test_a_parent_that_never_comes(small: World) -> None:
