@@ -174,7 +174,11 @@ class Tail:
     def __init__(self, path: Path) -> None:
         self._decode = msgspec.json.Decoder(Line).decode
         self._path = path
-        self._at = path.stat().st_size
+        with path.open("rb") as file:
+            # A line that is being written may be there in part: it is not from now on.
+            before = file.read()
+        self._at = before.rfind(b"\n") + 1
+        self._torn = self._at < len(before)
         self._rest = b""
 
     def new(self) -> list[Line]:
@@ -183,8 +187,12 @@ class Tail:
             file.seek(self._at)
             data = file.read()
         self._at += len(data)
-        whole, _, self._rest = (self._rest + data).rpartition(b"\n")
-        return [self._decode(line) for line in whole.split(b"\n") if line]
+        whole, newline, self._rest = (self._rest + data).rpartition(b"\n")
+        lines = whole.split(b"\n")
+        if newline and self._torn:
+            self._torn = False
+            del lines[0]
+        return [self._decode(line) for line in lines if line]
 
 
 def read(paths: Iterable[Path]) -> list[Line]:

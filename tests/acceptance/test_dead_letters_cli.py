@@ -270,7 +270,7 @@ def test_a_killed_command_may_be_repeated(shop: Shop) -> None:
     for place in range(3, 700):
         place_letter(shop.app, place, put(place), partition=0)
     command = shop.start("--app", "shop:make", "dead-letters", "discard", "--all", "--yes")
-    _until(lambda: bool(shop.client.exists(shop.app.keys.logs[0])))
+    _until(lambda: bool(shop.client.xlen(shop.app.keys.logs[0])))
     command.kill()
     command.communicate(timeout=SECONDS_MAX)
     asked = shop.log(0)

@@ -117,7 +117,8 @@ def test_the_report_for_a_person(own_redis: "OwnRedisFactory", shop: Shop) -> No
     assert lines[0] == "namespace shop, level FSYNCED"
     assert lines[first] == "FAILURE  append-only-file"
     assert any(line.strip().startswith("-> CONFIG SET appendonly yes") for line in lines)
-    assert max(map(len, lines)) <= 100
+    # But for the database's file, which is as long as its name.
+    assert max(len(line) for line in lines if "sqlite" not in line) <= 100
     for heading in ("What a fault would cost now, of accepted writes:", "... of writes at FSYNCED:"):
         assert any(line.endswith(heading.removeprefix("...")) for line in lines)
     for fault in Fault:

@@ -231,7 +231,7 @@ class NextVersion:
     def flushing(self) -> Iterator[None]:
         """Let flushers be of this release."""
         with self._patch.context() as patch:
-            for module in ("intake", "suspect"):
+            for module in ("merging", "suspect"):
                 patch.setattr(f"writebehind.flushers.{module}.decode", self.decode)
             yield
 
