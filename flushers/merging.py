@@ -151,42 +151,55 @@ class Merger:
         Raises:
             EntryFailed: an entry cannot be read or merged.
         """
-        merge, ahead = changes.merge, cursor.ahead
+        merge = changes.merge
         changes.enter(cursor.number)
         size = 0
         number = 0
         enough = changes.mutations + taken.mutations_max
+        plain = not (cursor.rewritten or cursor.ahead)  # nearly always
         try:
             for number, (entry_id, fields) in enumerate(entries):
                 if number and changes.mutations >= enough:
                     return number
                 payload = fields[3]
                 size += len(payload)
-                again = len(fields) > ENTRY_FIELDS
-                if (again or cursor.rewritten) and _is_elsewhere(cursor, entry_id, fields):
-                    changes.pass_over(decode(payload), entry_id)
-                    taken.passed_over += 1
-                    continue
-                members = decode(payload)
-                held = bool(ahead) and ahead.holds(members)
-                superseded = ahead.superseded_by(members) if held else ()
-                if held and not superseded:
-                    _park(cursor, suspect_of(entries[number], taken.first_place + number), taken)
-                    changes.entries += 1
-                elif not merge(members, entry_id):
+                if plain and len(fields) <= ENTRY_FIELDS:
+                    merged = merge(decode(payload), entry_id)
+                else:
+                    merged = self._merge_checked(cursor, entries[number], taken.first_place + number, changes, taken)
+                if not merged:
                     return number
-                if superseded:
-                    taken.superseded += superseded
-                    ahead.remove(superseded)
-                if again and not fields[5].endswith(DOUBT):
-                    taken.originals.append(_origin(fields))
-                    cursor.rewriting.add(taken.originals[-1])
         except (WriteBehindError, IndexError, KeyError, TypeError, ValueError) as error:
             failure = _failure(error)
         else:
             taken.payload_bytes = size
             return len(entries)
         raise EntryFailed(cursor.number, entries[number][0].decode(), number, failure)
+
+    def _merge_checked(self, cursor: Cursor, entry: RawEntry, place: int, changes: Changes, taken: Taken) -> bool:
+        """Merge an entry that SQL may have already, or that may have to wait; False where it begins a new batch."""
+        entry_id, fields = entry
+        members = decode(fields[3])
+        again = len(fields) > ENTRY_FIELDS
+        if (again or cursor.rewritten) and _is_elsewhere(cursor, entry_id, fields):
+            changes.pass_over(members, entry_id)
+            taken.passed_over += 1
+            return True
+        ahead = cursor.ahead
+        held = bool(ahead) and ahead.holds(members)
+        superseded = ahead.superseded_by(members) if held else ()
+        if held and not superseded:
+            _park(cursor, suspect_of(entry, place), taken)
+            changes.entries += 1
+        elif not changes.merge(members, entry_id):
+            return False
+        if superseded:
+            taken.superseded += superseded
+            ahead.remove(superseded)
+        if again and not fields[5].endswith(DOUBT):
+            taken.originals.append(_origin(fields))
+            cursor.rewriting.add(taken.originals[-1])
+        return True
 
     def gather(
         self, cursor: Cursor, entries: Sequence[RawEntry], changes: Changes, taken: Taken, suspects: list[Suspect]

@@ -118,7 +118,11 @@ class Settlement:
         for name, table in batch.changes.tables.items():
             prefix = f"{stem}{name}:"
             puts, touched = table.puts, table.touched
-            for key, version in table.versions.get(partition, {}).items():
+            versions = table.versions.get(partition, {})
+            if not (table.touched or table.inserts):
+                whole += zip(map(prefix.__add__, versions), versions.values(), strict=True)
+                continue
+            for key, version in versions.items():
                 (whole if key in puts and key not in touched else other).append((prefix + key, version))
         # A whole record without a time to live stays as it is.
         return whole if self._ttl_ms else [], other

@@ -133,7 +133,6 @@ class Transaction:
 
     def _note(self, segments: Sequence[Segment]) -> None:
         for segment in segments:
-            here = sa.and_(partitions.c.namespace == self._namespace, partitions.c.partition == segment.partition)
             for crossing in segment.crossings:
                 self._note_crossing(segment.partition, crossing)
             if segment.rewritten:
@@ -143,6 +142,7 @@ class Transaction:
                     [{**key, "epoch": each.epoch, "sequence": each.sequence} for each in segment.rewritten],
                 )
             if segment.lost:
+                here = sa.and_(partitions.c.namespace == self._namespace, partitions.c.partition == segment.partition)
                 self.connection.execute(
                     sa.update(partitions).where(here).values(lost_entries=partitions.c.lost_entries + segment.lost)
                 )

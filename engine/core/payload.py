@@ -14,9 +14,10 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import IntEnum
 from struct import Struct
-from typing import Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 from uuid import UUID
 
+from msgspec import Meta
 from msgspec import ValidationError as ShapeError
 from msgspec.msgpack import Decoder, Encoder, Ext
 
@@ -167,7 +168,17 @@ def _unpack(code: int, data: memoryview) -> Any:
 
 
 _encode = Encoder(enc_hook=_pack_json).encode
-_decode_one = Decoder(tuple[int, int, str, str, dict[str, Any]], ext_hook=_unpack).decode
+_decode_any_one = Decoder(tuple[int, int, str, str, dict[str, Any]], ext_hook=_unpack).decode
+_decode_one = Decoder(
+    tuple[
+        Annotated[int, Meta(ge=VERSION, le=VERSION)],  # limits that the decoder checks cost nothing
+        Annotated[int, Meta(ge=_FIRST_OP, le=_LAST_OP)],
+        str,
+        Annotated[str, Meta(max_length=_KEY_TEXT_MAX)],
+        Annotated[dict[str, Any], Meta(max_length=FIELDS_MAX)],
+    ],
+    ext_hook=_unpack,
+).decode
 _decode_group = Decoder(tuple[int, int, list[Mutation]], ext_hook=_unpack).decode
 _decode_any = Decoder(ext_hook=Ext).decode
 
@@ -221,11 +232,8 @@ def decode(payload: bytes) -> list[Mutation]:
         raise _damaged(payload, error) from None
     if decoded is None:
         return _decode_rare(payload)
-    if decoded[0] != VERSION or not _FIRST_OP <= decoded[1] <= _LAST_OP:
-        raise _refusal(decoded[0], decoded[1])
-    values = decoded[4]
-    if len(values) > FIELDS_MAX or not _is_flat(map(type, values.values())) or len(decoded[3]) > _KEY_TEXT_MAX:
-        raise _unbounded(decoded[3], values)
+    if not _is_flat(map(type, decoded[4].values())):
+        raise _unbounded(decoded[3], decoded[4])
     return [decoded[1:]]
 
 
@@ -249,7 +257,16 @@ def _decode_rare(payload: bytes) -> list[Mutation]:
 
 
 def _misshapen(payload: bytes, error: Exception) -> PayloadError:
-    """Tell a newer format, whose shape may be any, from damage."""
+    """Tell a newer format, whose shape may be any, and what is beyond the limits, from damage."""
+    try:
+        version, op, _, key_text, values = _decode_any_one(payload)
+    except ShapeError:
+        pass
+    except Exception:  # noqa: BLE001 -- invariant 2
+        return _damaged(payload, error)
+    else:
+        known = version == VERSION and _FIRST_OP <= op <= _LAST_OP
+        return _unbounded(key_text, values) if known else _refusal(version, op)
     try:
         head = _decode_any(payload)
     except Exception:  # noqa: BLE001 -- invariant 2

@@ -4,7 +4,7 @@ It needs no upsert, so no unique index but the primary key can make it overwrite
 other paths replace single steps of it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
@@ -92,7 +92,7 @@ class GenericPath:
             return items  # parents may stand before their children in the order of entries only
         return sorted(items, key=key_of(*(column.name for column in declared.entity.key)))
 
-    def _insert_all(self, connection: sa.Connection, declared: DeclaredTable, rows: Iterable[Row]) -> None:
+    def _insert_all(self, connection: sa.Connection, declared: DeclaredTable, rows: Collection[Row]) -> None:
         for columns, group in rows_by_columns(declared, rows).items():
             self._check(declared, columns, group)
             self._insert(connection, declared, columns, group)

@@ -5,7 +5,7 @@ the same time. What a row does not name is not written.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from writebehind.engine.adapters.declaration import DeclaredTable
@@ -33,20 +33,18 @@ class Assignment(NamedTuple):
     increments: tuple[str, ...]
 
 
-def rows_by_columns(declared: DeclaredTable, rows: Iterable[Row]) -> dict[tuple[str, ...], list[Row]]:
+def rows_by_columns(declared: DeclaredTable, rows: Collection[Row]) -> dict[tuple[str, ...], list[Row]]:
     """Return the rows by their columns in table order, each group in the order of the rows.
 
     Raises:
         ConfigurationError, PoisonEntryError: a row names a column that is not declared, and that is not ignored.
     """
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        columns = tuple(row)
-        group = groups.get(columns)
-        if group is None:
-            groups[columns] = [row]
-        else:
-            group.append(row)
+    groups: dict[tuple[str, ...], list[Row]] = {columns: [] for columns in dict.fromkeys(map(tuple, rows))}
+    if len(groups) == 1:
+        groups = {columns: list(rows) for columns in groups}
+    else:
+        for row in rows:
+            groups[tuple(row)].append(row)
     ordered: dict[tuple[str, ...], list[Row]] = {}
     for columns, group in groups.items():
         ordered.setdefault(_in_table_order(declared, columns), []).extend(group)
