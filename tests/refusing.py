@@ -14,7 +14,7 @@ from writebehind.flushers import FlusherSettings, Status, drain, initialise
 
 __all__ = ["DEADLINE_SECONDS", "SETTINGS", "World", "accounts", "events", "orders", "until"]
 
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0
 SETTINGS = FlusherSettings(linger_seconds=0, lease_ttl_seconds=1, foreign_key_seconds=0)
 
 metadata = sa.MetaData()
