@@ -927,6 +927,14 @@ PRESSURE = [
         f"{PRESSED}::test_a_batch_waits_for_a_redis_that_is_away_once[False]",
     ),
     mutant(
+        "a-failure-raised-at-once",
+        "who writes in batches of which some writes fail never waits for the database, whatever the limit",
+        "engine/write_behind.py",
+        "            self._confirm_all(through, Durability.PERSISTED)\n",
+        "            self._confirm_all([] if failure else through, Durability.PERSISTED)\n",
+        f"{PRESSED}::test_what_a_failed_batch_wrote_through_is_waited_for",
+    ),
+    mutant(
         "a-group-paid-for-in-part",
         "the limit on the database's load is void for atomic groups",
         PACING,
