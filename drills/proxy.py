@@ -1,6 +1,7 @@
 """A TCP proxy inside the drill's process, which can do to a connection what a network does.
 
-Mishaps are injected into requests: the next chunk from a client that contains the given bytes suffers one, once.
+Mishaps are injected into requests: the next chunk from a client that contains the given bytes suffers one, once. A
+connection suffers one at the most, because the bytes that arrive are always the first ones of those that were sent.
 Beside that the whole line can be slow, cut, or half open: connected, with nothing arriving any more.
 """
 
@@ -216,14 +217,15 @@ class _Session:
             while request := self._client.recv(CHUNK_BYTES):
                 if self._held_back():
                     continue
-                match self._proxy.mishap_for(self, request):
+                # One for a connection: half of a later reply after one that has vanished would pass for that one.
+                match self._reply_mishap or self._proxy.mishap_for(self, request):
                     case Mishap.CUT_BEFORE:
                         break
                     case Mishap.DELAY:
                         self._delayed = request
                         return
                     case mishap:
-                        self._reply_mishap = mishap or self._reply_mishap
+                        self._reply_mishap = mishap
                 self._server.sendall(request)
         self.close()
 

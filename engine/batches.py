@@ -20,8 +20,11 @@ class Batch:
     Each write is validated when it is added. Writes of one key keep their order. Not for sharing between threads.
 
     Durability: nothing is accepted before ``flush`` or the end of the block; an exception inside the block discards
-    what was not sent. Repeat: a second ``flush`` sends only what was added since. Crash: some partitions' writes
-    may be accepted and others not; each script call is all or nothing.
+    what was not sent. On return all of it is at the level asked for. Where that raises because some of it was not
+    accepted, the rest is accepted and was not waited for: ``Receipt.durability`` says so, ``Receipt.wait`` waits. Only
+    what was written through beyond a limit was waited for, until SQL had it or time ran out. Repeat: a second ``flush``
+    sends only what was added since. Crash: some partitions' writes may be accepted and others not; each script call is
+    all or nothing.
     """
 
     __slots__ = ("_drafts", "_durability", "_engine", "_receipts")
@@ -81,8 +84,9 @@ class Batch:
         """Send what was added so far.
 
         Raises:
-            RedisUnavailable: some calls were refused; their receipts say "not sent".
+            RedisUnavailable, BacklogFull, ValidationError: some calls were refused; their receipts say "not sent".
             WriteOutcomeUnknown: a reply was lost and could not be found out.
+            DurabilityTimeout, PoisonEntryError: all are accepted, and some not as durable as asked.
         """
         drafts, self._drafts = self._drafts, {}
         receipts, self._receipts = self._receipts, {}

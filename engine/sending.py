@@ -5,6 +5,7 @@ Invariants:
 1. A call of a partition is sent when the one before it is accepted: a refused call is not overtaken by the next one.
 2. A partition that takes no more holds up its own calls only. The others go on, and all that wait do so together: what
    keeps all of them from writing, as a full Redis does, is waited for as long as for one.
+3. What was accepted beyond a limit is named to the caller whatever becomes of the others: its writer waits for SQL.
 """
 
 import itertools
@@ -25,7 +26,7 @@ def send(
     drafts: Mapping[int, Sequence[Draft]],
     receipts: Mapping[int, Sequence[Receipt]],
     wait_seconds: float,
-) -> list[Sequence[Receipt]]:
+) -> tuple[list[Sequence[Receipt]], Exception | None]:
     """Append drafts by partition, each partition's in order, and fill in their receipts.
 
     Args:
@@ -35,12 +36,10 @@ def send(
         wait_seconds: how long a call waits, for room or for whatever else may pass.
 
     Returns:
-        The receipts of calls that were accepted beyond a limit: their writer has to wait until SQL has them.
+        The receipts of calls that were accepted beyond a limit, whose writer has to wait until SQL has them, also where
+        others have failed; and the failure that says the least, after all partitions were tried, or None.
 
     Durability, Crash: each script call is all or nothing; a partition whose call fails gets no later ones.
-
-    Raises:
-        WriteBehindError: the first failure, after all partitions were tried.
     """
     queues = {partition: iter(listed) for partition, listed in drafts.items()}
     unfilled = {partition: iter(listed) for partition, listed in receipts.items()}
@@ -66,10 +65,10 @@ def send(
         pauses = pauses + 1 if len(waiting) == len(queues) else 0
         if waiting and pauses:
             pause(pauses, min(deadline.left_seconds() for _, deadline in waiting.values()))
-    if failures:
-        accepted = sum(receipt.durability is not None for listed in receipts.values() for receipt in listed)
-        raise _failed(failures, accepted, sum(map(len, receipts.values())))
-    return through
+    if not failures:
+        return through, None
+    accepted = sum(receipt.durability is not None for listed in receipts.values() for receipt in listed)
+    return through, _failed(failures, accepted, sum(map(len, receipts.values())))
 
 
 def _wave(

@@ -372,19 +372,27 @@ class WriteBehind:
     ) -> None:
         """Append drafts by partition, each partition's in order, and fill in their receipts.
 
-        Durability, Crash: each script call is all or nothing; a partition whose call fails gets no later ones.
+        Durability: as ``Batch``. Crash: each script call is all or nothing; a partition whose call fails gets no later
+        ones.
 
         Raises:
-            WriteBehindError: the first failure, after all partitions were tried.
+            WriteBehindError: the failure that says the least, after all partitions were tried; a note of it tells where
+                SQL did not get in time what was written through.
         """
         if not self._started:
             self.start()
         level = self.durability if durability is None else durability
         if level:
             self._confirmer.require(level)
-        through = send(self._appender, drafts, receipts, self.settings.write_timeout_seconds)
-        if through:
+        through, failure = send(self._appender, drafts, receipts, self.settings.write_timeout_seconds)
+        try:
             self._confirm_all(through, Durability.PERSISTED)
+        except WriteBehindError as error:
+            if failure is None:
+                raise
+            failure.add_note(f"what was written through: {error}")
+        if failure is not None:
+            raise failure
         if level:
             self._confirm_all(receipts.values(), level)
 

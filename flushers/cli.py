@@ -4,7 +4,7 @@
 ``writebehind --redis URL --database URL --table NAME COMMAND``.
 
 Exit codes: 0 done; 1 an error, which is named, or a replay that SQL refused again; 2 wrong usage, or time ran out; 3
-something is halted or lost; 4 a diagnosis of warnings and unknowns only.
+something is halted, damaged or lost; 4 a diagnosis of warnings and unknowns only.
 """
 
 import importlib
@@ -208,7 +208,7 @@ def run(app: WriteBehind, *, processes: int, supervised: bool, **tuned: Any) -> 
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--metrics", "as_metrics", is_flag=True, help="Print figures in Prometheus's text format.")
 def status(app: WriteBehind, *, as_json: bool, as_metrics: bool) -> None:
-    """Show where every partition stands; ends with 3 when one is halted or has lost entries."""
+    """Show where every partition stands; ends with 3 when one is halted, is damaged or has lost entries."""
     from writebehind.flushers.inspection import status as look  # noqa: PLC0415 - keeps --help fast
     from writebehind.flushers.metrics import exposition  # noqa: PLC0415
 
@@ -223,18 +223,24 @@ def status(app: WriteBehind, *, as_json: bool, as_metrics: bool) -> None:
         click.echo(f"{'partition':>9}  {'backlog':>9}  {'lag s':>7}  {'lost':>5}  {'no row':>6}  {'offset':<26} holder")
         for row in found.partitions:
             say(
-                f"{row.partition:>9}  {row.backlog:>9}  {row.lag_seconds:>7.1f}  {row.lost_entries:>5}  "
-                f"{row.missing_rows:>6}  {row.offset:<26} {row.holder or '-'}"
+                f"{row.partition:>9}  {_figure(row.backlog, 9, 0)}  {_figure(row.lag_seconds, 7, 1)}  "
+                f"{row.lost_entries:>5}  {row.missing_rows:>6}  {row.offset:<26} {row.holder or '-'}"
             )
         for row in found.halted:
             say(f"partition {row.partition} HALTED: {row.halted}")
+        for row in found.damaged:
+            say(f"partition {row.partition} DAMAGED: {row.damaged}")
         _print_letters(found)
         for row in found.pressed:
             say(f"partition {row.partition} UNDER PRESSURE: writes are held (limit on {row.pressure})")
         for loss in found.losses[:LOSSES_SHOWN]:
             say(_sentence(loss))
-    if found.halted or found.lost_entries:
+    if found.halted or found.damaged or found.lost_entries:
         sys.exit(3)
+
+
+def _figure(value: float | None, width: int, places: int) -> str:
+    return f"{'?' if value is None else f'{value:.{places}f}':>{width}}"
 
 
 def _print_letters(found: "Status") -> None:
@@ -260,7 +266,10 @@ def _sentence(loss: "LossStatus") -> str:
 @click.option("--timeout", type=float, metavar="SECONDS", help="Give up after this long, with exit code 2.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def drain(app: WriteBehind, *, timeout: float | None, as_json: bool, **tuned: Any) -> None:
-    """Wait until SQL has everything, flushing what no live flusher holds."""
+    """Wait until SQL has everything, flushing what no live flusher holds.
+
+    A partition whose log is damaged is named at the end, as an error, when the others are flushed.
+    """
     from writebehind.flushers.draining import drain as empty  # noqa: PLC0415 - keeps --help fast
 
     last = empty(app, timeout, FlusherSettings(**tuned))

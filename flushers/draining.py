@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from writebehind.engine import WriteBehind
+from writebehind.engine.errors import LogDamaged
 from writebehind.flushers.config import FlusherSettings
 from writebehind.flushers.flusher import Flusher
 from writebehind.flushers.inspection import Status, status
@@ -22,6 +23,8 @@ def drain(
 ) -> Status:
     """Wait until every backlog is empty, doing the work of partitions that no live flusher holds.
 
+    What can be drained is, before partitions are told of whose logs are damaged.
+
     Args:
         app: the engine whose namespace to drain.
         timeout: seconds to wait at the most; None waits for ever.
@@ -36,6 +39,7 @@ def drain(
     Raises:
         RedisUnavailable, DatabaseUnavailable: a server cannot be reached.
         ConfigurationError: the namespace was not initialised.
+        LogDamaged: the others are drained, or time ran out.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     looks = [status(app)]
@@ -65,4 +69,12 @@ def drain(
                 timer.cancel()
                 timer.join()
         looks[0] = status(app)
+    if looks[0].damaged:
+        raise _damaged(looks[0])
     return looks[0]
+
+
+def _damaged(last: Status) -> LogDamaged:
+    named = "; ".join(f"partition {each.partition}: {each.damaged}" for each in last.damaged)
+    others = f"{last.backlog} entries of the others remain" if last.backlog else "SQL has all of the others"
+    return LogDamaged(f"not drained: {named}; {others}", "see 'writebehind status'; drain again when they are mended")

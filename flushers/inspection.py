@@ -1,6 +1,7 @@
 """Where every partition stands: what is in Redis, what is in SQL, who works on it."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,11 +9,11 @@ import sqlalchemy as sa
 
 from writebehind.engine import WriteBehind
 from writebehind.engine.adapters.control_tables import epochs, flushers, losses, now_ms, partitions
-from writebehind.engine.adapters.log import Log
+from writebehind.engine.adapters.log import Log, LogState
 from writebehind.engine.adapters.sql_reasons import sql_reason
 from writebehind.engine.core.contiguity import backlog, begin
 from writebehind.engine.core.positions import EntryID
-from writebehind.engine.errors import ConfigurationError, DatabaseUnavailable
+from writebehind.engine.errors import ConfigurationError, DatabaseUnavailable, LogDamaged
 from writebehind.flushers.intake import made_at_ms
 from writebehind.recovery.dead_letters import counts
 from writebehind.recovery.letters import LetterCounts
@@ -28,25 +29,27 @@ class PartitionStatus:
         partition: its number.
         offset: the last entry that SQL has applied.
         end: the last entry of the log.
-        backlog: entries that SQL has not applied.
-        lag_seconds: age of the oldest of them, by the writer's clock and this machine's.
+        backlog: entries that SQL has not applied; None where the log is damaged, so that nobody knows.
+        lag_seconds: age of the oldest of them, by the writer's clock and this machine's; None likewise.
         holder: who holds the lease, or None where nobody does.
         lost_entries: entries ever found missing.
         missing_rows: patches that ever found no row.
         halted: why it is not flushed, or None.
         pressure: the limit for which writes are held, ``entries``, ``seconds`` or ``memory``; None where they are not.
+        damaged: what is the matter with its log or meta hash in Redis, and what to do; None where nothing is.
     """
 
     partition: int
     offset: str
     end: str | None
-    backlog: int
-    lag_seconds: float
+    backlog: int | None
+    lag_seconds: float | None
     holder: str | None
     lost_entries: int
     missing_rows: int
     halted: str | None
     pressure: str | None = None
+    damaged: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,13 +102,13 @@ class Status:
 
     @property
     def backlog(self) -> int:
-        """Entries that SQL has not applied, over all partitions."""
-        return sum(partition.backlog for partition in self.partitions)
+        """Entries that SQL has not applied, over all partitions but those that are damaged."""
+        return sum(partition.backlog or 0 for partition in self.partitions)
 
     @property
     def lag_seconds(self) -> float:
         """Age of the oldest entry that SQL has not applied."""
-        return max((partition.lag_seconds for partition in self.partitions), default=0.0)
+        return max((partition.lag_seconds or 0.0 for partition in self.partitions), default=0.0)
 
     @property
     def lost_entries(self) -> int:
@@ -116,6 +119,11 @@ class Status:
     def halted(self) -> list[PartitionStatus]:
         """Partitions that are not flushed."""
         return [partition for partition in self.partitions if partition.halted]
+
+    @property
+    def damaged(self) -> list[PartitionStatus]:
+        """Partitions whose log or meta hash in Redis is not what the engine writes."""
+        return [partition for partition in self.partitions if partition.damaged]
 
     @property
     def pressed(self) -> list[PartitionStatus]:
@@ -133,6 +141,7 @@ class Status:
             "losses": [asdict(loss) for loss in self.losses],
             "dead_letters": {table: asdict(count) for table, count in self.dead_letters.items()},
             "halted": [partition.partition for partition in self.halted],
+            "damaged": [partition.partition for partition in self.damaged],
             "pressed": [partition.partition for partition in self.pressed],
             "partitions": [asdict(partition) for partition in self.partitions],
         }
@@ -141,44 +150,32 @@ class Status:
 def status(app: WriteBehind) -> Status:
     """Look at a namespace. Offsets are read after the logs, so a backlog of 0 means that SQL has it all.
 
+    A log that is damaged is told of in its partition's place, and keeps nobody from seeing the others.
+
     Raises:
         RedisUnavailable, DatabaseUnavailable: a server cannot be reached.
         ConfigurationError: the namespace was not initialised.
     """
     log = Log(app.links, app.keys, "status")
-    logs = log.states(range(app.keys.partitions))
+    logs = log.look(range(app.keys.partitions))
     rows, earlier, alive, now, found_losses = _rows(app)
     if len(rows) != app.keys.partitions:
         raise ConfigurationError(
             f"namespace {app.keys.namespace} has {len(rows)} of {app.keys.partitions} partitions in SQL",
             "run 'writebehind init'",
         )
-    found = []
-    for number, state in logs.items():
-        row = rows[number]
-        offset = EntryID(row.epoch, row.sequence)
-        position = begin(offset, earlier.get(number, {}), state.lineage)
-        waiting = backlog(position, state.end, state.lineage)
-        lag = 0.0
-        if waiting:
-            first = log.read_range(number, position, None, 1)
-            made = made_at_ms(first[0]) if first else 0
-            lag = max(0.0, time.time() - made / 1000) if made else 0.0
-        found.append(
-            PartitionStatus(
-                partition=number,
-                offset=str(offset),
-                end=str(state.end) if state.end else None,
-                backlog=waiting,
-                lag_seconds=round(lag, 3),
-                holder=row.holder if row.lease_until_ms >= now else None,
-                lost_entries=row.lost_entries,
-                missing_rows=row.missing_rows,
-                halted=row.halted,
-                # The next write takes the note back, if there is one.
-                pressure=state.held[1] if state.held and waiting > state.held[0] else None,
-            )
+    found = [
+        PartitionStatus(
+            partition=number,
+            offset=str(EntryID(rows[number].epoch, rows[number].sequence)),
+            holder=rows[number].holder if rows[number].lease_until_ms >= now else None,
+            lost_entries=rows[number].lost_entries,
+            missing_rows=rows[number].missing_rows,
+            halted=rows[number].halted,
+            **_log(log, number, state, EntryID(rows[number].epoch, rows[number].sequence), earlier.get(number, {})),
         )
+        for number, state in logs.items()
+    ]
     return Status(
         namespace=app.keys.namespace,
         partitions=found,
@@ -186,6 +183,28 @@ def status(app: WriteBehind) -> Status:
         losses=found_losses,
         dead_letters=counts(app),
     )
+
+
+def _log(
+    log: Log, number: int, state: LogState | LogDamaged, offset: EntryID, earlier: Mapping[int, EntryID]
+) -> dict[str, Any]:
+    """Return what a partition's status says of its log."""
+    try:
+        if isinstance(state, LogDamaged):
+            raise state
+        position = begin(offset, earlier, state.lineage)
+        waiting = backlog(position, state.end, state.lineage)
+        first = log.read_range(number, position, None, 1) if waiting else ()
+    except LogDamaged as error:
+        return {"end": None, "backlog": None, "lag_seconds": None, "damaged": str(error)}
+    made = made_at_ms(first[0]) if first else 0
+    return {
+        "end": str(state.end) if state.end else None,
+        "backlog": waiting,
+        "lag_seconds": round(max(0.0, time.time() - made / 1000), 3) if made else 0.0,
+        # The next write takes the note back, if there is one.
+        "pressure": state.held[1] if state.held and waiting > state.held[0] else None,
+    }
 
 
 def _rows(app: WriteBehind) -> tuple[dict[int, sa.Row[Any]], dict[int, dict[int, EntryID]], int, int, list[LossStatus]]:

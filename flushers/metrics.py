@@ -22,7 +22,8 @@ def exposition(found: Status) -> str:
 
 def _lines(found: Status) -> Iterator[str]:
     def of_partitions(name: str) -> list[Sample]:
-        return [({"partition": str(each.partition)}, float(getattr(each, name))) for each in found.partitions]
+        figures = [(each.partition, getattr(each, name)) for each in found.partitions]
+        return [({"partition": str(number)}, float(figure)) for number, figure in figures if figure is not None]
 
     letters = [
         ({"table": table, "state": state}, float(getattr(count, state)))
@@ -30,7 +31,7 @@ def _lines(found: Status) -> Iterator[str]:
         for state in ("refused", "retrying", "waiting")
     ]
     everything: Sequence[tuple[str, str, str, list[Sample]]] = (
-        ("backlog_entries", "gauge", "Entries that SQL has not applied.", of_partitions("backlog")),
+        ("backlog_entries", "gauge", "Entries that SQL has not applied; none where damaged.", of_partitions("backlog")),
         ("lag_seconds", "gauge", "Age of the oldest of them.", of_partitions("lag_seconds")),
         (
             "held",
@@ -47,6 +48,12 @@ def _lines(found: Status) -> Iterator[str]:
             "gauge",
             "1 where a partition is not flushed until something is mended.",
             [({"partition": str(each.partition)}, float(each.halted is not None)) for each in found.partitions],
+        ),
+        (
+            "damaged",
+            "gauge",
+            "1 where another program has overwritten a partition's log or meta hash.",
+            [({"partition": str(each.partition)}, float(each.damaged is not None)) for each in found.partitions],
         ),
         ("missing_rows_total", "counter", "Patches that found no row.", of_partitions("missing_rows")),
         ("lost_entries_total", "counter", "Entries in neither Redis nor SQL.", [({}, float(found.lost_entries))]),

@@ -11,7 +11,7 @@ from writebehind.engine.adapters.control_tables import now_ms, partitions
 from writebehind.engine.adapters.log import Log, LogState
 from writebehind.engine.adapters.sql_reasons import sql_reason
 from writebehind.engine.core.contiguity import ahead
-from writebehind.engine.errors import DatabaseUnavailable
+from writebehind.engine.errors import DatabaseUnavailable, LogDamaged
 from writebehind.recovery.dead_letters import counts_by_partition
 from writebehind.recovery.log_audit import LogAudit, audit
 from writebehind.recovery.offsets import Offset, offsets
@@ -52,11 +52,14 @@ def survey(app: WriteBehind) -> list[Concern]:
         ConfigurationError: the namespace was not initialised.
     """
     numbers = range(app.keys.partitions)
-    states = Log(app.links, app.keys, "recover").states(numbers)
+    states = Log(app.links, app.keys, "recover").look(numbers)
     stands = offsets(app, numbers)
     found: list[Concern] = []
-    for number in numbers:
-        found += _history(number, states[number], stands[number])
+    for number, state in states.items():
+        if isinstance(state, LogDamaged):
+            found.append(Concern(partition=number, code="damaged", what=state.message, then=state.hint))
+            continue
+        found += _history(number, state, stands[number])
         found += _log(number, audit(app, number))
     return found + _leases(app) + _letters(app)
 

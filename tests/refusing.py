@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from writebehind.engine import DeadLetter, WriteBehind
+from writebehind.engine import DeadLetter, Receipt, WriteBehind
 from writebehind.engine.adapters.control_tables import dead_letters
 from writebehind.engine.core.composing import Draft, Entry
 from writebehind.engine.core.payload import LETTER, MEANT, Op, encode
@@ -14,7 +14,7 @@ from writebehind.flushers import FlusherSettings, Status, drain, initialise
 
 __all__ = ["DEADLINE_SECONDS", "SETTINGS", "World", "accounts", "events", "orders", "until"]
 
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0
 SETTINGS = FlusherSettings(linger_seconds=0, lease_ttl_seconds=1, foreign_key_seconds=0)
 
 metadata = sa.MetaData()
@@ -58,9 +58,9 @@ class World:
         initialise(self.app, create_tables=True)
         self.put(1)
 
-    def put(self, key: int, **values: Any) -> None:
+    def put(self, key: int, **values: Any) -> Receipt:
         """Write an account."""
-        self.app.put(accounts, {"id": key, "owner": "Ada", "balance": key, "name": f"n{key}", **values})
+        return self.app.put(accounts, {"id": key, "owner": "Ada", "balance": key, "name": f"n{key}", **values})
 
     def drain(self, settings: FlusherSettings = SETTINGS) -> Status:
         """Flush everything; nothing halts."""

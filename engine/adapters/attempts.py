@@ -152,6 +152,8 @@ class Attempts:
         if refused.code in {"LOADING", "MASTERDOWN", "NOAUTH", "READONLY", "UNBLOCKED"} and self._link is not None:
             self._appender.drop(self._link)
             self._link = None
+        # The script adds up after it has searched; WRONGTYPE may be the log's own, which was not searched then.
+        refused.fenced_off = fenced_off and refused.code == "RANGE"
         return self._appender.judged(self._call, refused, fenced_off=fenced_off)
 
     def _lost(self, link: Link, error: Exception) -> Lost:

@@ -118,12 +118,11 @@ class Log:
                 )
             yield link
 
-    def states(self, partitions: Sequence[int]) -> dict[int, LogState]:
-        """Return the state of some partitions' logs.
+    def look(self, partitions: Sequence[int]) -> dict[int, LogState | LogDamaged]:
+        """Return the state of some partitions' logs; in place of one that is damaged, what is the matter with it.
 
         Raises:
             RedisUnavailable: Redis cannot be read.
-            LogDamaged: a log or a meta hash is not what the engine writes.
             ConfigurationError: Redis refuses for good.
         """
         logs, metas = self._keys.logs, self._keys.metas
@@ -136,20 +135,40 @@ class Log:
             ]
         with self._link() as link:
             replies = link.pipeline(commands)
-            try:
-                return {
-                    number: self._state(link, number, *replies[3 * index : 3 * index + 3])
-                    for index, number in enumerate(partitions)
-                }
-            except ValueError:
-                raise damaged() from None
+            return {
+                number: self._look(link, number, *replies[3 * index : 3 * index + 3])
+                for index, number in enumerate(partitions)
+            }
+
+    def states(self, partitions: Sequence[int]) -> dict[int, LogState]:
+        """Return the state of some partitions' logs.
+
+        Raises:
+            RedisUnavailable: Redis cannot be read.
+            LogDamaged: a log or a meta hash is not what the engine writes.
+            ConfigurationError: Redis refuses for good.
+        """
+        states: dict[int, LogState] = {}
+        for number, state in self.look(partitions).items():
+            if isinstance(state, LogDamaged):
+                raise state
+            states[number] = state
+        return states
+
+    def _look(self, link: Link, partition: int, stream: Any, groups: Any, meta: Any) -> LogState | LogDamaged:
+        try:
+            return self._state(link, partition, stream, groups, meta)
+        except LogDamaged as error:
+            return error
+        except ValueError:
+            return damaged()
 
     def _state(self, link: Link, partition: int, stream: Any, groups: Any, meta: Any) -> LogState:
         for reply in (stream, groups):
             if isinstance(reply, redis.ResponseError) and "no such key" not in str(reply):
-                raise _refused(reply) from reply
+                raise _refused(reply, self._keys.logs[partition]) from reply
         if isinstance(meta, redis.ResponseError):
-            raise _refused(meta) from meta
+            raise _refused(meta, self._keys.metas[partition]) from meta
         fields = dict(zip(meta[::2], meta[1::2], strict=True))
         end = delivered = None
         if not isinstance(stream, Exception):
@@ -463,12 +482,13 @@ def _is_foreign(command: tuple[Any, ...], reply: Any) -> bool:
     return settling and isinstance(reply, redis.ResponseError) and refusal(reply).code == "WRONGTYPE"
 
 
-def _refused(error: redis.ResponseError) -> Exception:
+def _refused(error: redis.ResponseError, key: str = "a key of the engine's") -> Exception:
     refused = refusal(error)
     if refused.code == "WRONGTYPE":
         return LogDamaged(
             f"Redis refuses to serve the log: {refused.code} {refused.text}",
-            "another program has written to a key of the engine's",
+            f"another program has overwritten {key}: put back what it was or, where that is gone, delete it; "
+            "flushers go on by themselves",
         )
     if refused.code in {"NOPERM", "ERR"}:
         return ConfigurationError(

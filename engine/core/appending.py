@@ -112,10 +112,17 @@ Effect = Run | OpenEpoch | Pause
 
 @dataclass(slots=True)
 class Refused:
-    """The server answered with an error; the call had no effect."""
+    """The server answered with an error; the call had no effect.
+
+    Attributes:
+        code: the error's first word.
+        text: the others.
+        fenced_off: as ``Full``'s; only what the script itself computes is refused after the search.
+    """
 
     code: str
     text: str
+    fenced_off: bool = False
 
 
 @dataclass(slots=True)
@@ -191,7 +198,7 @@ def append(*, together: bool = False) -> Generator[Effect, Reply, bytes | Full]:
     Raises:
         RedisUnavailable: time ran out; nothing was written.
         BacklogFull: time ran out, or the policy is not to wait; nothing was written.
-        WriteOutcomeUnknown: time ran out, or the log is too long to search, after a reply was lost.
+        WriteOutcomeUnknown: after a reply was lost time ran out, or the log cannot be searched.
         ValidationError: an increment leaves its column's range; nothing was written.
         ConfigurationError: the server refuses the script for good; nothing was written.
     """
@@ -234,7 +241,7 @@ def still_lost(reply: Reply, lost: Exception | None) -> Exception | None:
     """Return why nothing is known of an attempt, or None where each one is known not to have been executed."""
     if isinstance(reply, Lost):
         return reply.error
-    return None if isinstance(reply, Full) and reply.fenced_off else lost
+    return None if isinstance(reply, Full | Refused) and reply.fenced_off else lost
 
 
 def exhausted(reply: Reply, lost: Exception | None = None) -> WriteBehindError:
@@ -265,24 +272,11 @@ def exhausted(reply: Reply, lost: Exception | None = None) -> WriteBehindError:
 
 def final(reply: Refused, lost: Exception | None) -> WriteBehindError:
     """Return the error for a refusal that no further try overcomes."""
-    if reply.code == "UNSEARCHED":
-        return WriteOutcomeUnknown(
-            f"the reply to a write was lost ({lost}) and the log is too long to look for it",
-            "the write may be in the log; read the record before you repeat it",
-        )
-    if reply.code == "DOUBT":
-        return WriteOutcomeUnknown(
-            f"the reply to a write was lost ({lost}), then Redis lost its tail, and SQL has {reply.text} of that",
-            "the write may be in SQL; read the record before you repeat it",
-        )
+    if lost is not None or reply.code in {"UNSEARCHED", "DOUBT"}:
+        return _unknown(reply, lost)
     if reply.code == "RANGE":
         return ValidationError(
             f"an increment of column {reply.text} would leave the column's range", "nothing was written"
-        )
-    if lost is not None and reply.code in {"NOPERM", "NOAUTH", "WRONGPASS", "ERR"}:
-        return WriteOutcomeUnknown(
-            f"the reply to a write was lost ({lost}) and Redis refuses to look for it: {reply.code} {reply.text}",
-            "the write may be in the log; read the record before you repeat it",
         )
     if reply.code == "WRONGTYPE":
         return ConfigurationError(
@@ -292,4 +286,23 @@ def final(reply: Refused, lost: Exception | None) -> WriteBehindError:
     return ConfigurationError(
         f"Redis refuses the write script: {reply.code} {reply.text}".rstrip(),
         "check the user's permissions and that the server is Redis 7 or Valkey; nothing was written",
+    )
+
+
+def _unknown(reply: Refused, lost: Exception | None) -> WriteOutcomeUnknown:
+    """Return the error for a refusal that leaves unknown what became of an earlier attempt."""
+    where = "the log"
+    match reply.code:
+        case "UNSEARCHED":
+            why = " and the log is too long to look for it"
+        case "DOUBT":
+            where, why = "SQL", f", then Redis lost its tail, and SQL has {reply.text} of that"
+        case "RANGE":
+            where = "SQL"
+            why = f", then Redis lost its tail, and the increment of column {reply.text} would now leave its range"
+        case _:
+            why = f" and Redis refuses to look for it: {reply.code} {reply.text}".rstrip()
+    return WriteOutcomeUnknown(
+        f"the reply to a write was lost ({lost}){why}",
+        f"the write may be in {where}; read the record before you repeat it",
     )

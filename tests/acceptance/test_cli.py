@@ -432,6 +432,36 @@ def test_drain_names_what_is_halted(shop: Shop) -> None:
     assert shop.status()["halted"] == []
 
 
+@pytest.mark.parametrize("which", ["logs", "metas"])
+def test_a_damaged_log_is_named_and_the_others_are_drained(shop: Shop, which: str) -> None:
+    """A partition's log or meta hash was overwritten: status and drain say which, and go on with the others."""
+    receipts = shop.put(KEYS)
+    name, kept = getattr(shop.engine.keys, which)[1], f"kept:{shop.namespace}"
+    others = {key for key, receipt in zip(KEYS, receipts, strict=True) if receipt.partition != 1}
+    assert 0 < len(others) < len(KEYS)
+    with redis.Redis.from_url(shop.redis, decode_responses=True) as client:
+        client.rename(name, kept)
+        client.set(name, "foreign")
+        said = shop.call("status", code=3)
+        assert "partition 1 DAMAGED: Redis refuses to serve the log: WRONGTYPE " in said
+        assert f"another program has overwritten {name}: " in said
+        assert (
+            shop.call("drain", "--timeout", "60", code=1)
+            .splitlines()[-1]
+            .startswith("Error: not drained: partition 1: Redis refuses to serve the log: WRONGTYPE ")
+        )
+        assert shop.rows() == dict.fromkeys(others, 1)
+        found = shop.status(code=3)
+        assert (found["damaged"], found["backlog"]) == ([1], 0)
+        assert [row["backlog"] for row in found["partitions"]] == [0, None, 0, 0]
+        assert shop.call("recover", code=3).startswith("partition 1: Redis refuses to serve the log: WRONGTYPE ")
+        assert client.get(name) == "foreign"
+        client.rename(kept, name)
+    assert shop.call("drain", "--timeout", "60").strip() == "drained"
+    assert shop.rows() == dict.fromkeys(KEYS, 1)
+    assert (shop.status()["damaged"], shop.status()["lost_entries"]) == ([], 0)
+
+
 # What to work on
 
 

@@ -139,9 +139,9 @@ def test_receipts_of_what_sql_refuses(world: World) -> None:
         assert refused.durability is Durability.ACCEPTED
         assert world.balances().keys() == good.keys() | {1}
         world.put(5)
-        world.put(33)
-        for receipt in (waiting, refused):
-            # Superseded: what SQL has now is what they come to.
+        superseding = world.put(33)
+        # Superseded: what SQL has now is what they come to. Until then one of them waits, and the other stays refused.
+        for receipt in (waiting, superseding, refused):
             receipt.wait(Durability.PERSISTED, DEADLINE_SECONDS)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,6 +26,7 @@ from writebehind.engine import (
 from writebehind.engine.adapters.control_tables import control, partitions
 from writebehind.engine.config import FIELDS_MAX, MEMBERS_MAX, PAYLOAD_BYTES_MAX, UnknownColumns
 from writebehind.engine.core.payload import Op, encode, encode_group
+from writebehind.engine.errors import LogDamaged
 from writebehind.flushers import Flusher, FlusherSettings, drain, initialise, status
 from writebehind.flushers.cli import main
 from writebehind.recovery import Verdict, dead_letters, verify
@@ -429,6 +431,20 @@ def test_a_log_of_another_type(small: Shop, which: str) -> None:
     small.command("RENAME", "wb:{elsewhere}:kept", name)
     small.app.put(accounts, {"id": 7, "owner": "x"})
     small.drain()
+
+
+@pytest.mark.parametrize("which", ["logs", "metas"])
+def test_a_log_of_another_type_may_be_deleted(small: Shop, which: str) -> None:
+    """As the error says: flushers and writers go on by themselves, and what SQL has it keeps."""
+    name = getattr(small.app.keys, which)[0]
+    small.command("SET", name, "foreign")
+    with pytest.raises(LogDamaged, match=f"overwritten {re.escape(name)}: .* delete it"):
+        drain(small.app, HALT_SECONDS, QUICK)
+    small.command("DEL", name)
+    small.app.put(accounts, {"id": 7, "owner": "x"})
+    small.drain()
+    assert [row.id for row in small.state()[2][0]] == [1, 7]
+    assert status(small.app).lost_entries == 0
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,14 @@ import redis
 import sqlalchemy as sa
 
 from writebehind.drills.proxy import Mishap, Proxy
-from writebehind.engine import EngineSettings, Receipt, RedisUnavailable, WriteBehind, WriteOutcomeUnknown
+from writebehind.engine import (
+    EngineSettings,
+    Receipt,
+    RedisUnavailable,
+    ValidationError,
+    WriteBehind,
+    WriteOutcomeUnknown,
+)
 from writebehind.engine.adapters.scripts import APPEND
 from writebehind.engine.core.partitioning import partition_of
 from writebehind.flushers import Flusher, FlusherSettings, drain, initialise
@@ -351,6 +358,47 @@ def test_a_log_too_long_to_search_makes_the_outcome_unknown(proxy: Proxy, namesp
             increment(engine)
         thread.join()
         assert amounts(engine)[0] == 1001
+
+
+@pytest.mark.parametrize("which", ["logs", "metas"])
+@pytest.mark.parametrize("fault", [Mishap.CUT_BEFORE, Mishap.CUT_AFTER])
+def test_a_log_overwritten_before_the_retry_makes_the_outcome_unknown(
+    *, proxy: Proxy, engine: WriteBehind, client: Any, monkeypatch: pytest.MonkeyPatch, fault: Mishap, which: str
+) -> None:
+    """A retry that cannot look for its entry does not say that nothing was written."""
+    name, kept = getattr(engine.keys, which)[partition_of("1", 3)], f"kept:{engine.keys.namespace}"
+
+    def overwrite(_: int, __: float) -> None:
+        client.rename(name, kept)
+        client.set(name, "foreign")
+
+    monkeypatch.setattr("writebehind.engine.adapters.attempts.pause", overwrite)
+    proxy.inject(fault, SCRIPT)
+    with pytest.raises(WriteOutcomeUnknown, match="refuses to look for it: WRONGTYPE"):
+        increment(engine)
+    client.rename(kept, name)
+    assert amounts(engine)[0] == (fault is Mishap.CUT_AFTER)
+
+
+@pytest.mark.parametrize("fault", [Mishap.CUT_BEFORE, Mishap.DELAY])
+def test_a_retry_that_leaves_the_range_has_looked_before(
+    *, proxy: Proxy, engine: WriteBehind, client: Any, monkeypatch: pytest.MonkeyPatch, redis_url: str, fault: Mishap
+) -> None:
+    """Another writer's increment came first: nothing was written, and nothing will be."""
+    other = WriteBehind(
+        redis=redis_url, database=UNREACHABLE, tables=[counters], namespace=engine.keys.namespace, partitions=3
+    )
+
+    def overtake(_: int, __: float) -> None:
+        other.increment(counters, 1, {"amount": 2**31 - 1})
+
+    monkeypatch.setattr("writebehind.engine.adapters.attempts.pause", overtake)
+    proxy.inject(fault, SCRIPT)
+    with contextlib.closing(other), pytest.raises(ValidationError, match="nothing was written"):
+        increment(engine)
+    assert all(b"FENCED" in reply for reply in proxy.release())
+    assert amounts(engine)[0] == 2**31 - 1
+    assert len(mutations(client, engine)) == 39 + 1
 
 
 def test_an_entry_flushed_and_trimmed_before_the_retry_is_not_written_again(

@@ -322,6 +322,49 @@ def test_a_full_partition_refuses_only_its_own_writes(make: Make) -> None:
     assert ids(engine) == sorted([*full[:LIMIT], *free[:2]])
 
 
+@pytest.mark.parametrize("flushed", [True, False])
+def test_what_a_failed_batch_wrote_through_is_waited_for(make: Make, client: Any, *, flushed: bool) -> None:
+    """Another partition's failure is raised once SQL has what was let in beyond the limit, or time ran out."""
+    engine = make(
+        EngineSettings(
+            backlog_entries_max=LIMIT,
+            backpressure=Backpressure.WRITE_THROUGH,
+            write_timeout_seconds=DEADLINE_SECONDS if flushed else 0.2,
+        ),
+        partitions=2,
+    )
+    full, other = keys_by_partition(2, LIMIT + 1)
+    for number in full[:LIMIT]:
+        engine.put(accounts, account(number))
+    client.set(engine.keys.record(1, "accounts", str(other[0])), "foreign")
+    batch = engine.batch()
+    refused, through = (batch.put(accounts, account(number)) for number in (other[0], full[LIMIT]))
+    failed: list[ConfigurationError] = []
+
+    def flush() -> None:
+        try:
+            batch.flush()
+        except ConfigurationError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=flush)
+    thread.start()
+    until(lambda: client.xlen(engine.keys.logs[0]) == LIMIT + 1)
+    with flushing(engine, QUICK) if flushed else contextlib.nullcontext():
+        thread.join()
+    (error,) = failed
+    assert error.message.startswith("1 of 2 writes of a batch are accepted: a key of this namespace")
+    assert refused.durability is None
+    if flushed:
+        assert through.durability is Durability.PERSISTED
+        assert ids(engine) == full
+    else:
+        assert through.durability is Durability.ACCEPTED
+        assert error.__notes__[0].startswith(
+            "what was written through: the write is accepted, but not PERSISTED in time"
+        )
+
+
 def test_a_batch_that_waits_lets_its_other_partitions_go_on(make: Make, client: Any) -> None:
     """All calls for other partitions are accepted while one partition's wait; then those are, in their order."""
     settings = EngineSettings(backlog_entries_max=LIMIT, write_timeout_seconds=DEADLINE_SECONDS, call_entries_max=2)

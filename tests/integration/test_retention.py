@@ -425,6 +425,37 @@ def test_a_lost_reply_a_lost_tail_and_no_room(world: World) -> None:
             assert world.kinds() == ["once", "other", "other", "warm"]
 
 
+def test_a_lost_reply_a_lost_tail_and_a_range(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Likewise where the retry is refused for what another writer has put in the new history: SQL has the attempt."""
+    with Proxy(int(world.server.url.rpartition(":")[2].partition("/")[0])) as proxy:
+        through = WriteBehind(
+            redis=f"redis://127.0.0.1:{proxy.port}/0",
+            database="postgresql+psycopg://nobody@127.0.0.1:1/none",
+            tables=[accounts, events],
+            namespace=world.namespace,
+            partitions=1,
+            settings=EngineSettings(redis_timeout_seconds=2, write_timeout_seconds=60),
+        )
+        with contextlib.closing(through):
+            through.put(accounts, {"id": 1, "owner": "x", "balance": 10})
+            world.drain()
+            size = world.size
+
+            def lose_the_tail(attempt: int, left_seconds: float) -> None:
+                monkeypatch.undo()
+                world.drain()
+                assert world.rows()[1] == ("x", 15)
+                world.crash(size)
+                world.app.put(accounts, {"id": 1, "owner": "y", "balance": 2**31 - 1})
+
+            monkeypatch.setattr("writebehind.engine.adapters.attempts.pause", lose_the_tail)
+            proxy.inject(Mishap.CUT_AFTER, APPEND.sha)
+            with pytest.raises(WriteOutcomeUnknown, match="the increment of column balance would now"):
+                through.increment(accounts, 1, {"balance": 5})
+            world.drain()
+            assert world.rows()[1] == ("y", 2**31 - 1)
+
+
 def test_others_that_flushed_and_are_forgotten_by_redis_count(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A record that somebody has deleted since, and whose tombstone is flushed, does not come back."""
     world.app.put(accounts, {"id": 1, "owner": "old", "balance": 10})

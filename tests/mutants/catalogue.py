@@ -324,6 +324,22 @@ RETRIES = [
         "tests/unit/test_appending.py::test_nothing_written_is_said_only_when_certain",
     ),
     mutant(
+        "range-of-another-history",
+        "a write that SQL has is reported as not written, because the new history has no room for it",
+        ATTEMPTS,
+        'refused.fenced_off = fenced_off and refused.code == "RANGE"',
+        'refused.fenced_off = refused.code == "RANGE"',
+        f"{RETENTION}::test_a_lost_reply_a_lost_tail_and_a_range",
+    ),
+    mutant(
+        "foreign-log-taken-for-searched",
+        "a write that is in the log is reported as not written, because the log was overwritten since",
+        ATTEMPTS,
+        'refused.fenced_off = fenced_off and refused.code == "RANGE"',
+        'refused.fenced_off = fenced_off and refused.code in {"RANGE", "WRONGTYPE"}',
+        f"{LOST}::test_a_log_overwritten_before_the_retry_makes_the_outcome_unknown",
+    ),
+    mutant(
         "waitaof-not-compared",
         "a write passes for fsynced when only time ran out",
         FSYNC,
@@ -909,6 +925,14 @@ PRESSURE = [
         "yield draft.call(appender.call_id()), fresh",
         "yield draft.call(appender.call_id()), Deadline(fresh._seconds)",
         f"{PRESSED}::test_a_batch_waits_for_a_redis_that_is_away_once[False]",
+    ),
+    mutant(
+        "a-failure-raised-at-once",
+        "who writes in batches of which some writes fail never waits for the database, whatever the limit",
+        "engine/write_behind.py",
+        "            self._confirm_all(through, Durability.PERSISTED)\n",
+        "            self._confirm_all([] if failure else through, Durability.PERSISTED)\n",
+        f"{PRESSED}::test_what_a_failed_batch_wrote_through_is_waited_for",
     ),
     mutant(
         "a-group-paid-for-in-part",

@@ -98,14 +98,17 @@ def test_final_refusals(code: str, error: type[WriteBehindError]) -> None:
     assert effects == [Run(retry=False)]
 
 
-def test_a_refusal_to_look_leaves_the_outcome_unknown() -> None:
-    """A server that no longer lets the client look for its entry leaves the outcome unknown."""
-    assert isinstance(play([LOST, True, Refused("NOPERM", "")])[1], WriteOutcomeUnknown)
+@pytest.mark.parametrize("code", ["NOPERM", "WRONGTYPE", "CROSSSLOT", "SOMETHING"])
+def test_a_refusal_to_look_leaves_the_outcome_unknown(code: str) -> None:
+    """A server that no longer lets the client look for its entry leaves the outcome unknown, whatever the reason."""
+    assert isinstance(play([LOST, True, Refused(code, "")])[1], WriteOutcomeUnknown)
+    assert isinstance(play([LOST, True, Refused("TIMELINE", ""), Refused(code, "")])[1], WriteOutcomeUnknown)
 
 
 def test_a_range_error_after_the_fence_is_certain() -> None:
-    """A retry that fenced the first attempt off and was refused has written nothing."""
-    assert isinstance(play([LOST, True, Refused("RANGE", "n")])[1], ValidationError)
+    """A retry that fenced the first attempt off and was refused has written nothing; in another history who knows."""
+    assert isinstance(play([LOST, True, Refused("RANGE", "n", fenced_off=True)])[1], ValidationError)
+    assert isinstance(play([LOST, True, Refused("RANGE", "n")])[1], WriteOutcomeUnknown)
 
 
 def test_a_full_backlog_is_waited_for() -> None:

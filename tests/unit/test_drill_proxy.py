@@ -1,4 +1,4 @@
-"""What the proxy does to whole lines; what it does to single requests, the tests of lost replies show."""
+"""What the proxy does to whole lines; most that it does to single requests, the tests of lost replies show."""
 
 import socket
 import threading
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from writebehind.drills.proxy import Proxy
+from writebehind.drills.proxy import Mishap, Proxy
 
 
 @pytest.fixture
@@ -65,6 +65,21 @@ def test_a_half_open_connection_says_nothing(echo: int) -> None:
             proxy.break_half_open()
             assert old.recv(1000) == b""
             assert ask(new) == b"hello"
+
+
+def test_nothing_arrives_after_what_has_vanished(echo: int) -> None:
+    """A connection suffers one mishap at the most: a later answer would be taken for the one that is missing."""
+    with Proxy(echo) as proxy:
+        proxy.inject(Mishap.STALL, b"hello")
+        proxy.inject(Mishap.CUT_INSIDE, b"hello")
+        with connect(proxy) as stalled:
+            stalled.sendall(b"hello")
+            proxy.wait_for(Mishap.STALL)
+            stalled.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                ask(stalled)
+        with connect(proxy) as new:
+            assert ask(new, b"hello hello") == b"hello"
 
 
 def test_a_slow_line_delays_both_ways(echo: int) -> None:

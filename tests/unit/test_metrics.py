@@ -14,6 +14,10 @@ HELD = PartitionStatus(
     partition=1, offset="1-5", end="1-9", backlog=0, lag_seconds=0, holder=None, lost_entries=0, missing_rows=0,
     halted="entry 1-6: the value 'secret' has a \\n", pressure="entries",
 )  # fmt: skip
+DAMAGED = PartitionStatus(
+    partition=2, offset="1-5", end=None, backlog=None, lag_seconds=None, holder=None, lost_entries=0, missing_rows=0,
+    halted=None, damaged="WRONGTYPE",
+)  # fmt: skip
 LOSS = LossStatus(
     partition=0, first_id="1-1", last_id="1-3", entries=1, rewritten=2, reporter="r", from_ms=0, until_ms=0,
     found_ms=0, records="",
@@ -25,7 +29,8 @@ SAMPLE = re.compile(rf'({NAME})\{{((?:{NAME}="(?:[^"\\\n]|\\.)*",?)*)\}} (\S+)')
 def test_what_prometheus_reads() -> None:
     """Each figure has its type and meaning before it, labels are escaped, and the numbers are those of the status."""
     counts = {'a"b\\c\nd': LetterCounts(refused=3, retrying=0, waiting=1)}
-    found = Status(namespace="shop", partitions=[PARTITION, HELD], flushers=2, losses=[LOSS, LOSS], dead_letters=counts)
+    partitions = [PARTITION, HELD, DAMAGED]
+    found = Status(namespace="shop", partitions=partitions, flushers=2, losses=[LOSS, LOSS], dead_letters=counts)
     described: set[str] = set()
     figures: dict[str, dict[str, float]] = {}
     for line in exposition(found).splitlines():
@@ -42,8 +47,9 @@ def test_what_prometheus_reads() -> None:
         "backlog_entries": {f'{space},partition="0"': 4, f'{space},partition="1"': 0},
         "lag_seconds": {f'{space},partition="0"': 1.25, f'{space},partition="1"': 0},
         "held": {f'{space},partition="1",limit="entries"': 1},
-        "halted": {f'{space},partition="0"': 0, f'{space},partition="1"': 1},
-        "missing_rows_total": {f'{space},partition="0"': 2, f'{space},partition="1"': 0},
+        "halted": {f'{space},partition="{number}"': float(number == 1) for number in range(3)},
+        "damaged": {f'{space},partition="{number}"': float(number == 2) for number in range(3)},
+        "missing_rows_total": {f'{space},partition="{number}"': 2.0 * (number == 0) for number in range(3)},
         "lost_entries_total": {space: 2},
         "rewritten_entries_total": {space: 4},
         "dead_letters": {
