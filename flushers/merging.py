@@ -18,12 +18,12 @@ import msgspec
 from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.adapters.log import RawEntry
 from writebehind.engine.core.coalescing import Changes, TableChanges
-from writebehind.engine.core.payload import decode
+from writebehind.engine.core.payload import decode, keys_in
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.errors import ConfigurationError, WriteBehindError
 from writebehind.flushers.batch import Batch
 from writebehind.flushers.cursor import Cursor
-from writebehind.flushers.quarantine import Key, keys_of
+from writebehind.flushers.quarantine import Key
 from writebehind.flushers.sifting import Refusal
 from writebehind.flushers.suspect import Suspect
 
@@ -156,17 +156,19 @@ class Merger:
         size = 0
         number = 0
         enough = changes.mutations + taken.mutations_max
-        plain = not (cursor.rewritten or cursor.ahead)  # nearly always
+        rewritten, held_back = bool(cursor.rewritten), bool(cursor.ahead)
         try:
             for number, (entry_id, fields) in enumerate(entries):
                 if number and changes.mutations >= enough:
                     return number
                 payload = fields[3]
                 size += len(payload)
-                if plain and len(fields) <= ENTRY_FIELDS:
-                    merged = merge(decode(payload), entry_id)
+                members = decode(payload)
+                if rewritten or len(fields) > ENTRY_FIELDS or (held_back and cursor.ahead.holds(members)):
+                    place = taken.first_place + number
+                    merged = self._merge_checked(cursor, entries[number], place, changes, taken)
                 else:
-                    merged = self._merge_checked(cursor, entries[number], taken.first_place + number, changes, taken)
+                    merged = merge(members, entry_id)
                 if not merged:
                     return number
         except (WriteBehindError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -253,8 +255,8 @@ def refusals(batch: Batch, refused: Mapping[Key, Exception]) -> list[Refusal]:
         lines: dict[Key, list[Suspect]] = {}
         for first_place, entries in segment.pieces:
             for number, entry in enumerate(entries):
-                members = decode(entry[1][3])
-                keys = [key for key in keys_of(members) if key in refused]
+                members = keys_in(entry[1][3])
+                keys = [key for key in members if key in refused]
                 if keys and (len(members) > 1 or segment.superseded or segment.rewritten or segment.passed_over):
                     raise refused[keys[0]]
                 for key in keys:

@@ -86,8 +86,11 @@ class Quarantine:
 
     def holds(self, mutations: Iterable[Mutation], place: float = inf) -> bool:
         """Tell whether an entry that would get a place has to wait behind a letter, or to supersede it."""
-        places = self._places
-        return any((table, key) in places and next(iter(places[table, key])) < place for _, table, key, _ in mutations)
+        for _, table, key, _ in mutations:
+            line = self._places.get((table, key))
+            if line is not None and next(iter(line)) < place:
+                return True
+        return False
 
     def superseded_by(self, mutations: Sequence[Mutation], place: float = inf) -> tuple[int, ...]:
         """Return the letters that an entry makes meaningless, once it is applied; none where it has to wait."""

@@ -21,6 +21,8 @@ from writebehind.flushers.suspect import Suspect
 
 __all__ = ["Transaction"]
 
+SAVEPOINT = "writebehind_attempt"
+
 
 class Transaction:
     """One connection's transactions, one after the other. Not for sharing between threads.
@@ -59,6 +61,7 @@ class Transaction:
         self._partition = -1
         self._checks_attempts = False
         self._ended = False
+        self._savepoint = False
         self.committing = False
 
     @property
@@ -87,7 +90,7 @@ class Transaction:
         self._connection = self._engine.connect()
         self._connection.begin()
         self._checks_attempts = attempting and self._engine.dialect.name == "postgresql"
-        self._ended = False
+        self._ended = self._savepoint = False
 
     def fence(self, segments: Sequence[Segment], letters: Mapping[int, int]) -> Fenced:
         """Move the offsets if they and the tokens are as expected; lock their rows in any case.
@@ -185,6 +188,7 @@ class Transaction:
 
         Durability: with the commit. Repeat: must not be, inside one transaction. Crash: rolled back.
         """
+        self._savepoint = False
         self._write(batch.changes)
         for segment in batch.segments:
             if segment.parked or segment.superseded:
@@ -200,7 +204,10 @@ class Transaction:
 
         Durability, Crash: as ``write``. Repeat: after it has failed only.
         """
-        savepoint = self.connection.begin_nested()
+        if not self._savepoint:
+            self.connection.exec_driver_sql(f"SAVEPOINT {SAVEPOINT}")
+        # It outlives a return to it, which saves a round trip for each entry that is refused.
+        self._savepoint = True
         try:
             for each in changes:
                 self._write_all(each)
@@ -210,12 +217,13 @@ class Transaction:
                 self.connection.exec_driver_sql("SET CONSTRAINTS ALL DEFERRED")
         except Exception:
             try:
-                savepoint.rollback()
+                self.connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {SAVEPOINT}")
             except sa.exc.SQLAlchemyError:
                 # A deadlock, or ON CONFLICT ROLLBACK: the savepoint is gone, and why it is gone is what matters.
                 self._ended = True
             raise
-        savepoint.commit()
+        self._savepoint = False
+        self.connection.exec_driver_sql(f"RELEASE SAVEPOINT {SAVEPOINT}")
 
     def drift(self, names: Collection[str], error: Exception) -> ConfigurationError | None:
         """Tell whether SQL has refused rows of some tables because one of these has changed; see ``drift_of``."""
@@ -229,6 +237,7 @@ class Transaction:
 
     def record(self, segment: Segment, outcome: Outcome, retried: Quarantine) -> None:
         """Make, change and delete dead letters. Durability, Repeat, Crash: as ``write``."""
+        self._savepoint = False  # the next one has to lie behind what is written here
         self._letters.record(self.connection, segment.partition, outcome, retried)
         if outcome.moves_letters:
             self._move_letters(segment)
@@ -239,8 +248,8 @@ class Transaction:
         A request that comes late finds no other letter in the place of the one it means; and a flusher whose letters
         are not those of SQL any more, because it was rolled back, is fenced.
         """
-        here = sa.and_(partitions.c.namespace == self._namespace, partitions.c.partition == segment.partition)
-        self.connection.execute(sa.update(partitions).where(here).values(letters=segment.places.stop))
+        here = {"namespace_is": self._namespace, "partition_is": segment.partition}
+        self.connection.execute(_MOVING_LETTERS, {**here, "letters_are": segment.places.stop})
 
     def _write_all(self, changes: Changes) -> None:
         """Write rows; raise where a constraint refuses one."""
@@ -287,6 +296,15 @@ class Transaction:
 
 def _refused(changes: Changes) -> dict[Key, Exception]:
     return {(name, key): error for name, table in changes.tables.items() for key, error in table.refused.items()}
+
+
+_MOVING_LETTERS = (
+    sa.update(partitions)
+    .where(
+        partitions.c.namespace == sa.bindparam("namespace_is"), partitions.c.partition == sa.bindparam("partition_is")
+    )
+    .values(letters=sa.bindparam("letters_are"))
+)
 
 
 def _moving(count: int) -> sa.Update:

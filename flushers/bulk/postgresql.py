@@ -132,7 +132,9 @@ class CopyPath(UpsertPath):
     def _note_refused(
         self, connection: sa.Connection, declared: DeclaredTable, rows: Sequence[Row], found: Mapping[int, str]
     ) -> None:
-        if checks_of(connection, declared, self._table(declared)) != self._checks.pop(declared.table):
+        known = self._checks[declared.table]
+        checks = self._checks[declared.table] = checks_of(connection, declared, self._table(declared))
+        if checks != known:
             raise TransientError(
                 f"the constraints of {declared.entity.name} have changed", "the batch is tried again with the new ones"
             )

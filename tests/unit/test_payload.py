@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from writebehind.engine.core.payload import VERSION, Op, PayloadError, decode, encode, encode_group
+from writebehind.engine.core.payload import VERSION, Op, PayloadError, decode, encode, encode_group, keys_in
 from writebehind.engine.core.values import JsonText
 from writebehind.engine.errors import ConfigurationError
 
@@ -128,3 +128,10 @@ def test_error_is_picklable() -> None:
     error = pickle.loads(pickle.dumps(PayloadError("message", "hint")))  # noqa: S301
     assert isinstance(error, ConfigurationError)
     assert (error.message, error.hint) == ("message", "hint")
+
+
+def test_keys_in() -> None:
+    """Tables and keys can be had without the values."""
+    members = [(Op.PUT, "a", "1", VALUES), (Op.INSERT, "b", "", {"k": 1})]
+    assert keys_in(encode(Op.PUT, "shop.accounts", "7", VALUES)) == [("shop.accounts", "7")]
+    assert keys_in(encode_group(members)) == [("a", "1"), ("b", "")]
