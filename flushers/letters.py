@@ -1,7 +1,7 @@
 """Dead letters in SQL: what a flusher writes there inside its transaction, and reads when it takes a partition over."""
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -48,27 +48,16 @@ class Letters:
 
         Only what is read while the lease is valid counts: look at it afterwards.
         """
-        known = dead_letters.c
-        left = sa.case((known.retry_until_ms > 0, known.retry_until_ms - now_ms()), else_=None)
-        page = (
-            sa.select(known.place, known.payload, known.failure, left.label("left_ms"))
-            .where(self._here(partition), known.place > sa.bindparam("after", type_=sa.BigInteger()))
-            .order_by(known.place)
-            .limit(LETTERS_PER_PAGE)
-        )
         now = time.monotonic()
         quarantine = Quarantine(whole=self._whole)
         waiting: set[int] = set()
-        after = -1
-        while rows := connection.execute(page, {"after": after}).all():
-            connection.rollback()
-            for place, payload, failure, left_ms in rows:
+        for page in self._pages(connection, partition):
+            for place, payload, failure, left_ms in page:
                 suspect = Suspect(b"", "", payload, place)
                 until = (None, 0.0) if left_ms is None else (now, now + left_ms / 1000)
                 quarantine.add(place, suspect.as_letter(*until))
                 if not failure:
                     waiting.add(place)
-            after = rows[-1].place
         for place in waiting.intersection(quarantine.leading()):
             # What it waited for is gone without it, by hand, say.
             quarantine.postpone(place, now)
@@ -76,14 +65,6 @@ class Letters:
 
     def read(self, connection: sa.Connection, partition: int, places: Collection[int]) -> list[Suspect]:
         """Return letters as entries to be tried, in their order."""
-        known = dead_letters.c
-        found: list[Any] = []
-        ordered = sorted(places)
-        for start in range(0, len(ordered), PLACES_PER_STATEMENT):
-            some = known.place.in_(ordered[start : start + PLACES_PER_STATEMENT])
-            found += connection.execute(
-                sa.select(dead_letters).where(self._here(partition), some).order_by(known.place)
-            ).all()
         return [
             Suspect(
                 row.entry_id.encode(),
@@ -94,16 +75,11 @@ class Letters:
                 attempts=row.attempts,
                 failure=row.failure,
             )
-            for row in found
+            for row in self._at(connection, partition, sorted(places))
         ]
 
     def made(self, connection: sa.Connection, partition: int, places: range) -> list[DeadLetter]:
         """Return the letters of some places that nobody tries again by himself, as services are told of them."""
-        known = dead_letters.c
-        some = sa.and_(known.place >= places.start, known.place < places.stop, known.retry_until_ms == 0)
-        rows = connection.execute(
-            sa.select(dead_letters).where(self._here(partition), some, known.failure != "").order_by(known.place)
-        )
         return [
             DeadLetter(
                 partition=partition,
@@ -115,7 +91,7 @@ class Letters:
                 error=row.error,
                 attempts=row.attempts,
             )
-            for row in rows
+            for row in self._given_up(connection, partition, places)
         ]
 
     def record(self, connection: sa.Connection, partition: int, outcome: Outcome, retried: Quarantine) -> None:
@@ -150,6 +126,40 @@ class Letters:
         for start in range(0, len(ordered), PLACES_PER_STATEMENT):
             some = dead_letters.c.place.in_(ordered[start : start + PLACES_PER_STATEMENT])
             connection.execute(sa.delete(dead_letters).where(self._here(partition), some))
+
+    def _pages(self, connection: sa.Connection, partition: int) -> Iterator[Sequence[Any]]:
+        """Read place, payload, failure and the milliseconds left for retrying of all letters, in their order."""
+        known = dead_letters.c
+        left = sa.case((known.retry_until_ms > 0, known.retry_until_ms - now_ms()), else_=None)
+        page = (
+            sa.select(known.place, known.payload, known.failure, left.label("left_ms"))
+            .where(self._here(partition), known.place > sa.bindparam("after", type_=sa.BigInteger()))
+            .order_by(known.place)
+            .limit(LETTERS_PER_PAGE)
+        )
+        after = -1
+        while rows := connection.execute(page, {"after": after}).all():
+            connection.rollback()
+            yield rows
+            after = rows[-1].place
+
+    def _at(self, connection: sa.Connection, partition: int, places: Sequence[int]) -> list[Any]:
+        """Read the letters of these places, in their order."""
+        known = dead_letters.c
+        found: list[Any] = []
+        for start in range(0, len(places), PLACES_PER_STATEMENT):
+            some = known.place.in_(places[start : start + PLACES_PER_STATEMENT])
+            found += connection.execute(
+                sa.select(dead_letters).where(self._here(partition), some).order_by(known.place)
+            ).all()
+        return found
+
+    def _given_up(self, connection: sa.Connection, partition: int, places: range) -> Sequence[Any]:
+        known = dead_letters.c
+        some = sa.and_(known.place >= places.start, known.place < places.stop, known.retry_until_ms == 0)
+        return connection.execute(
+            sa.select(dead_letters).where(self._here(partition), some, known.failure != "").order_by(known.place)
+        ).all()
 
     def _insert(
         self, connection: sa.Connection, partition: int, rows: Sequence[dict[str, Any]], *, retrying: bool
