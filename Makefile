@@ -28,8 +28,8 @@ $(STAMP): constraints.txt pyproject.toml setup.py .ci/link
 demo: setup ## Show a crash and a recovery on servers of its own (ARGS=...)
 	$(BIN)/writebehind demo $(ARGS)
 
-test: setup ## Run the tests (ARGS="-k name -x")
-	$(BIN)/pytest $(ARGS)
+test: setup ## Run the tests, two at a time (ARGS="-k name -x")
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 fuzz: setup ## Give the decoder, the validator and the parsers anything at all (FUZZ_SECONDS=600)
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/pytest tests/fuzz -o timeout=$$(( $(FUZZ_SECONDS) + 120 )) $(ARGS)

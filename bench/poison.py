@@ -43,19 +43,29 @@ def _drained(plan: Plan, share: float, seed: int) -> float:
         before = time.perf_counter()
         drain(now.engine)
         seconds = time.perf_counter() - before
-        letters = sa.select(sa.func.count()).where(dead_letters.c.namespace == now.engine.keys.namespace)
-        with now.engine.database.connect() as connection:
-            set_aside = connection.execute(letters).scalar_one()
-        if (now.rows(), set_aside) != (plan.entries - refused, refused):
-            raise RuntimeError(f"{now.rows()} rows and {set_aside} dead letters of {plan.entries} entries")
+        _check(now, refused)
     return plan.entries / seconds
 
 
-def _fill(now: Trial, share: float, seed: int) -> int:
+def _check(now: Trial, refused: set[int]) -> None:
+    """Raise unless exactly these keys have a dead letter, and every other one has the row that was written."""
+    ours = dead_letters.c.namespace == now.engine.keys.namespace
+    with now.engine.database.connect() as connection:
+        set_aside = {int(key) for key in connection.execute(sa.select(dead_letters.c.record_key).where(ours)).scalars()}
+        rows = [tuple(row) for row in connection.execute(sa.select(now.table))]
+    names = now.table.columns.keys()
+    wanted = {key: tuple(record(key, key)[name] for name in names) for key in set(range(now.plan.entries)) - refused}
+    if set_aside != refused or {row[0]: row for row in rows} != wanted:
+        raise RuntimeError(
+            f"{len(rows)} rows and {len(set_aside)} dead letters of {now.plan.entries} are not the right ones"
+        )
+
+
+def _fill(now: Trial, share: float, seed: int) -> set[int]:
     chance = random.Random(seed)
     refused = set(chance.sample(range(now.plan.entries), round(share * now.plan.entries)))
     for start in range(0, now.plan.entries, BATCH_WRITES):
         with now.engine.batch() as batch:
             for key in range(start, min(start + BATCH_WRITES, now.plan.entries)):
                 batch.put(now.table, record(key, key) | ({"balance": -1} if key in refused else {}))
-    return len(refused)
+    return refused

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from writebehind.drills.fault import Fault, Need
-from writebehind.drills.faults import flushers, network, redis, replicas, service, sql
+from writebehind.drills.faults import flushers, network, redis, replicas, rows, schema, service, sql
 from writebehind.drills.plan import Plan
 from writebehind.drills.redis_servers import REDIS_KINDS
 from writebehind.drills.result import Result
@@ -47,6 +47,8 @@ FAULTS: Sequence[Fault] = (
     sql.ROLLED_BACK,
     sql.DEADLOCK,
     sql.LOCK_TIMEOUT,
+    rows.REFUSED,
+    schema.DRIFTED,
     network.REDIS_CUT,
     network.REDIS_SLOW,
     network.REDIS_HALF_OPEN,

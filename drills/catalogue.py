@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from writebehind.drills.fault import Fault, Need
-from writebehind.drills.faults import flushers, network, redis, replicas, service, sql
+from writebehind.drills.faults import flushers, network, redis, replicas, rows, schema, service, sql
 from writebehind.drills.plan import Plan
 from writebehind.drills.sql_servers import SQL_KINDS, can_have
 from writebehind.engine import Durability
@@ -18,6 +18,8 @@ STRIKES, LOAD_SECONDS = 3, 2.0
 SHORT_STRIKES, SHORT_LOAD_SECONDS, SHORT_STEPS = 1, 0.5, 3
 
 EXACT = "nothing acknowledged is lost, nothing is doubled, order is kept"
+ASIDE = f"{EXACT}; exactly what SQL refuses is set aside, with what waits behind it, and all else goes on"
+HALTED = f"{EXACT}; partitions halt and say why, nothing is set aside, and all go on by themselves"
 RETAINED = "nothing is lost while the service lives: it writes again what Redis has lost; nothing is doubled"
 
 
@@ -120,6 +122,8 @@ def _drills() -> list[Drill]:
         Drill(name="sql-rolled-back-sqlite", faults=[sql.ROLLED_BACK], sql=("sqlite",)),
         Drill(name="deadlock", faults=[sql.DEADLOCK], sql=("mariadb", "postgresql")),
         Drill(name="lock-timeout", faults=[sql.LOCK_TIMEOUT], sql=servers),
+        Drill(name="poison", faults=[rows.REFUSED], promise=ASIDE, sql=postgresql),
+        Drill(name="schema-drift", faults=[schema.DRIFTED], promise=HALTED, sql=postgresql),
         Drill(name="redis-cut", faults=[network.REDIS_CUT], sql=sqlite),
         Drill(name="redis-slow", faults=[network.REDIS_SLOW], sql=sqlite),
         Drill(name="redis-half-open", faults=[network.REDIS_HALF_OPEN], sql=sqlite),

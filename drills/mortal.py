@@ -16,8 +16,8 @@ from writebehind.drills.app import LEASE_TTL_SECONDS, LINGER_SECONDS, RETENTION_
 from writebehind.drills.parent import stopping_event
 from writebehind.engine.adapters.log import Log
 from writebehind.flushers import Flusher, FlusherSettings
-from writebehind.flushers.flush import Effect
-from writebehind.flushers.flush import Reply as FlushReply
+from writebehind.flushers.flusher import Effect
+from writebehind.flushers.flusher import Reply as FlushReply
 from writebehind.recovery import reclaim
 from writebehind.recovery.takeover import Effect as TakeoverEffect
 from writebehind.recovery.takeover import Reply
@@ -68,9 +68,9 @@ class Mortal(Flusher):
     fate: Fate
 
     def perform(self, effect: Effect) -> FlushReply:
-        """Do one effect of the flush protocol."""
+        """Do one effect of the flush protocol, or of isolation."""
         return self.fate.around(
-            effect, lambda: super(Mortal, self).perform(effect), lambda: self._collect_settled(everything=True)
+            effect, lambda: super(Mortal, self).perform(effect), lambda: self._settlement.collect(everything=True)
         )
 
 

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from writebehind.drills.app import PARTITIONS, environment, make
 from writebehind.drills.audit import Audit
+from writebehind.drills.checkers import Halt, Look
 from writebehind.drills.fault import Need
 from writebehind.drills.incident import Incident
 from writebehind.drills.journal import Acknowledged, Intent, Tail
@@ -26,6 +27,7 @@ from writebehind.drills.redis_servers import GivenRedis, OwnRedis, find_redis
 from writebehind.drills.scratch import forget_keys, forget_rows, make_room
 from writebehind.drills.service import arguments
 from writebehind.drills.sql_servers import SqlServer, given_sql, own_sql
+from writebehind.drills.stories import Story
 from writebehind.drills.tables import accounts, counters
 from writebehind.drills.workload import ACCOUNTS, BANKS, COUNTERS, OPENING_BALANCE
 from writebehind.engine import WriteBehind
@@ -61,6 +63,9 @@ class Stage:
         journals: what all writers have written down.
         journals_of_service: those of the service, in all its lives.
         incidents: what has been done so far.
+        stories: rows of which SQL refuses something, in all strikes.
+        looks: what was set aside at some moments, and what should have been.
+        halts: partitions that had to halt, and what they said.
     """
 
     plan: Plan
@@ -82,6 +87,9 @@ class Stage:
     journals: list[Path] = field(default_factory=list)
     journals_of_service: list[Path] = field(default_factory=list)
     incidents: list[Incident] = field(default_factory=list)
+    stories: list[Story] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
+    halts: list[Halt] = field(default_factory=list)
 
     # What faults do
 

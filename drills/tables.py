@@ -2,7 +2,7 @@
 
 import sqlalchemy as sa
 
-__all__ = ["TABLES", "accounts", "counters", "lists", "metadata", "probes", "records", "sets"]
+__all__ = ["TABLES", "accounts", "counters", "guardians", "lists", "metadata", "probes", "records", "sets", "wards"]
 
 metadata = sa.MetaData()
 
@@ -59,5 +59,24 @@ probes = sa.Table(
     comment="One record in each partition, by which the drill sees whether the partition is served.",
 )
 
-TABLES = (sets, lists, counters, records, accounts, probes)
+guardians = sa.Table(
+    "wb_drill_guardians",
+    metadata,
+    sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),
+    comment="The parents of wards.",
+)
+
+wards = sa.Table(
+    "wb_drill_wards",
+    metadata,
+    sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("code", sa.BigInteger, nullable=False, unique=True),
+    sa.Column("level", sa.Integer, sa.CheckConstraint("level >= 0"), nullable=False),
+    sa.Column("guardian", sa.ForeignKey("wb_drill_guardians.id")),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("steps", sa.Integer, nullable=False),
+    comment="Rows that SQL refuses in several ways: what of them is set aside and what is not, stories say.",
+)
+
+TABLES = (sets, lists, counters, records, accounts, probes, guardians, wards)
 """All of them, as ``WriteBehind`` wants them."""

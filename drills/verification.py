@@ -11,8 +11,9 @@ import sqlalchemy as sa
 from writebehind.drills import checkers
 from writebehind.drills.checkers import Allowance, Audited, Check, Row, Snapshot
 from writebehind.drills.journal import Kind, LossReport, Operation, Outcome
+from writebehind.drills.looks import look_at
 from writebehind.drills.stage import Stage
-from writebehind.drills.tables import accounts, counters, lists, probes, records, sets
+from writebehind.drills.tables import accounts, counters, guardians, lists, probes, records, sets, wards
 from writebehind.drills.workload import OPENING_BALANCE
 from writebehind.engine.adapters.log import GROUP
 from writebehind.engine.core.payload import decode
@@ -30,6 +31,8 @@ KEYED: dict[str, tuple[sa.Table, Sequence[str]]] = {
     "counters": (counters, ("id",)),
     "accounts": (accounts, ("bank", "account")),
     "probes": (probes, ("id",)),
+    "guardians": (guardians, ("id",)),
+    "wards": (wards, ("id",)),
 }
 SESSIONS = {
     "postgresql": "SELECT application_name FROM pg_stat_activity WHERE datname = current_database()"
@@ -107,7 +110,7 @@ def await_flushed(stage: Stage) -> Flushed:
 
 
 def check_all(stage: Stage, told: Told, flushed: Flushed, troubles: Sequence[str], allowed: Allowance) -> list[Check]:
-    """Run K1 to K8 and K10; flushers and service have ended.
+    """Run all but K9; flushers and service have ended.
 
     Args:
         stage: with its servers still there.
@@ -136,6 +139,8 @@ def check_all(stage: Stage, told: Told, flushed: Flushed, troubles: Sequence[str
         checkers.fencing(_audit(stage, snapshots)),
         _convergence(stage, operations),
         checkers.liveness(flushed.backlog, flushed.seconds, flushed.halted, troubles),
+        checkers.dead_letters([*stage.looks, look_at(stage.app, "in the end", stage.stories)]),
+        checkers.halts(stage.halts),
     ]
     lost = sum(len(each.lost) + each.lost_unnamed for each in found)
     reported = flushed.lost_entries + told.reported_lost
@@ -231,6 +236,7 @@ def _read_and_rows(stage: Stage, operations: Sequence[Operation]) -> tuple[dict[
     rows: dict[Hashable, Row] = {}
     known: dict[str, set[tuple[int, ...]]] = {name: set() for name in KEYED}
     known["records"] |= {(number,) for number in written}
+    known["wards"] |= {(story.key,) for story in stage.stories}
     with stage.app.database.connect() as connection:
         for name, (table, key) in KEYED.items():
             for row in connection.execute(sa.select(table)).mappings():

@@ -4,6 +4,7 @@
 
     WriteBehindError
     ├── ConfigurationError      refuse to start; an operator has to act
+    │   └── LogDamaged          another program has written to a partition's log; the other partitions are served
     ├── ValidationError         the caller's data; nothing was written
     ├── TransientError          worth another try later
     │   ├── RedisUnavailable
@@ -26,6 +27,7 @@ __all__ = [
     "DatabaseUnavailable",
     "DurabilityTimeout",
     "LeaseLost",
+    "LogDamaged",
     "PoisonEntryError",
     "ReadTimeout",
     "RedisUnavailable",
@@ -55,6 +57,10 @@ class WriteBehindError(Exception):
 
 class ConfigurationError(WriteBehindError):
     """The settings, the servers or the schema do not fit together: refuse to start."""
+
+
+class LogDamaged(ConfigurationError):
+    """A partition's log or meta hash in Redis is not what the engine writes."""
 
 
 class ValidationError(WriteBehindError):

@@ -57,6 +57,8 @@ class Receipt:
         Raises:
             DurabilityTimeout: it is accepted, but not yet as durable as asked.
             DataLossDetected: Redis lost the entry before it reached SQL.
+            PoisonEntryError: SQL refuses the write: it is a dead letter. One that was discarded since is not told from
+                one that was applied.
             ConfigurationError: the servers cannot give this level.
         """
         if self.durability is None or self.durability < durability:

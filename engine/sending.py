@@ -3,25 +3,21 @@
 Invariants:
 
 1. A call of a partition is sent when the one before it is accepted: a refused call is not overtaken by the next one.
-2. A partition that takes no more holds up its own calls only. The others go on, and all that wait do so together.
+2. A partition that takes no more holds up its own calls only. The others go on, and all that wait do so together: what
+   keeps all of them from writing, as a full Redis does, is waited for as long as for one.
 """
 
 import itertools
-import random
-import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from writebehind.engine.adapters.appender import Appender
-from writebehind.engine.config import Backpressure
-from writebehind.engine.core.appending import Call
+from writebehind.engine.adapters.deadline import Deadline, pause
+from writebehind.engine.core.appending import Call, Full, exhausted
 from writebehind.engine.core.composing import Draft
 from writebehind.engine.errors import BacklogFull, WriteBehindError, WriteOutcomeUnknown
 from writebehind.engine.receipts import Receipt
 
 __all__ = ["send"]
-
-PAUSE_SECONDS = 0.005
-PAUSE_SECONDS_MAX = 0.5
 
 
 def send(
@@ -36,7 +32,7 @@ def send(
         appender: does it.
         drafts: the calls to be.
         receipts: of their entries.
-        wait_seconds: how long a call that is to wait for room in its backlog does.
+        wait_seconds: how long a call waits, for room or for whatever else may pass.
 
     Returns:
         The receipts of calls that were accepted beyond a limit: their writer has to wait until SQL has them.
@@ -48,31 +44,28 @@ def send(
     """
     queues = {partition: iter(listed) for partition, listed in drafts.items()}
     unfilled = {partition: iter(listed) for partition, listed in receipts.items()}
-    waiting: dict[int, tuple[Call, float]] = {}
+    waiting: dict[int, tuple[Call, Deadline]] = {}
     failures: list[Exception] = []
     through: list[Sequence[Receipt]] = []
     pauses = 0
-    while wave := list(_wave(appender, queues, waiting)):
-        for call, result in zip(wave, appender.append_all(wave), strict=True):
+    while wave := list(_wave(appender, queues, waiting, Deadline(wait_seconds))):
+        for (call, deadline), result in zip(wave, appender.append_all(wave), strict=True):
             partition = call.partition
-            if not isinstance(result, Exception):
-                waiting.pop(partition, None)
+            if isinstance(result, Full) and deadline.left_seconds():
+                waiting[partition] = call, deadline
+                continue
+            waiting.pop(partition, None)
+            if isinstance(result, tuple):
                 filled = list(itertools.islice(unfilled[partition], call.entries))
                 _fill(filled, result, call.call_id)
                 if call.through:
                     through.append(filled)
                 continue
-            now = time.monotonic()
-            _, deadline = waiting.get(partition, (call, now + wait_seconds))
-            if isinstance(result, BacklogFull) and now < deadline and appender.policy_of(call) is Backpressure.BLOCK:
-                waiting[partition] = call, deadline
-                continue
-            waiting.pop(partition, None)
             del queues[partition]
-            failures.append(result)
+            failures.append(exhausted(result) if isinstance(result, Full) else result)
         pauses = pauses + 1 if len(waiting) == len(queues) else 0
         if waiting and pauses:
-            _pause(pauses, min(deadline for _, deadline in waiting.values()))
+            pause(pauses, min(deadline.left_seconds() for _, deadline in waiting.values()))
     if failures:
         accepted = sum(receipt.durability is not None for listed in receipts.values() for receipt in listed)
         raise _failed(failures, accepted, sum(map(len, receipts.values())))
@@ -80,21 +73,21 @@ def send(
 
 
 def _wave(
-    appender: Appender, queues: dict[int, Iterator[Draft]], waiting: Mapping[int, tuple[Call, float]]
-) -> Iterator[Call]:
-    """Yield the next call of each partition, and forget partitions that have none."""
+    appender: Appender,
+    queues: dict[int, Iterator[Draft]],
+    waiting: Mapping[int, tuple[Call, Deadline]],
+    fresh: Deadline,
+) -> Iterator[tuple[Call, Deadline]]:
+    """Yield the next call of each partition with its deadline, and forget partitions that have none."""
     for partition, queue in list(queues.items()):
         if partition in waiting:
-            yield waiting[partition][0]
+            call, deadline = waiting[partition]
+            call.begin(appender.call_id())
+            yield call, deadline
         elif (draft := next(queue, None)) is not None:
-            yield draft.call(appender.call_id())
+            yield draft.call(appender.call_id()), fresh
         else:
             del queues[partition]
-
-
-def _pause(pauses: int, deadline: float) -> None:
-    pause = min(PAUSE_SECONDS_MAX, PAUSE_SECONDS * 2.0 ** min(pauses, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries
-    time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
 
 
 def _failed(failures: Sequence[Exception], accepted: int, total: int) -> Exception:

@@ -40,6 +40,7 @@ from writebehind.engine.errors import (
     ConfigurationError,
     DataLossDetected,
     DurabilityTimeout,
+    PoisonEntryError,
     RedisUnavailable,
     WriteBehindError,
 )
@@ -389,12 +390,26 @@ class WriteBehind:
 
     def _confirm_all(self, receipts: Iterable[Sequence[Receipt]], level: Durability) -> None:
         deadline = time.monotonic() + self.settings.write_timeout_seconds
+        refused: PoisonEntryError | None = None
         for listed in receipts:
-            # What one primary accepted last covers what it accepted before in the partition.
+            # What one primary accepted last covers what it accepted before in the partition, where SQL refuses nothing.
+            covered = []
             for last in {receipt.identity: receipt for receipt in listed}.values():
-                last.wait(level, max(0.0, deadline - time.monotonic()))
+                left = max(0.0, deadline - time.monotonic())
+                try:
+                    covered.append(self.confirm(last.partition, last.entry_id, last.identity, level, left))
+                except PoisonEntryError:
+                    covered.append(False)
             for receipt in listed:
-                receipt.durability = max(receipt.durability or level, level)
+                if all(covered):
+                    receipt.durability = max(receipt.durability or level, level)
+                    continue
+                try:
+                    receipt.wait(level, max(0.0, deadline - time.monotonic()))
+                except PoisonEntryError as error:
+                    refused = refused or error
+        if refused is not None:
+            raise refused
 
     def _backpressure_of(self, call: Call) -> Backpressure:
         """Return what becomes of a call where a limit is reached.
@@ -412,8 +427,11 @@ class WriteBehind:
 
     def confirm(
         self, partition: int, entry_id: EntryID, identity: bytes, durability: Durability, timeout: float
-    ) -> None:
-        """Wait until an entry is as durable as asked, also where it was written again; see ``Receipt.wait``."""
+    ) -> bool:
+        """Wait until an entry is as durable as asked, also where it was written again; see ``Receipt.wait``.
+
+        Return whether the entries of the partition before it certainly are, too.
+        """
         level, deadline = Durability(durability), time.monotonic() + timeout
         while True:
             # What SQL has, it has: an entry is looked for in its new place only where it was lost in the old one.
@@ -421,13 +439,12 @@ class WriteBehind:
             at, primary = moved or (entry_id, identity)
             try:
                 try:
-                    self._confirmer.confirm(partition, at, primary, level, max(0.0, deadline - time.monotonic()))
+                    left = max(0.0, deadline - time.monotonic())
+                    return self._confirmer.confirm(partition, at, primary, level, left) and moved is None
                 except DataLossDetected:
                     self._reconcile(partition)
                     if self._rewriter.whereabouts(partition, entry_id) == moved:
                         raise
-                else:
-                    return
             except RedisUnavailable as error:
                 # That error says "nothing was written"; this write was accepted.
                 if time.monotonic() >= deadline:

@@ -1,19 +1,18 @@
-"""Trying entries and dead letters apart: the protocol of ``flushers.isolation`` done, and its outcome remembered."""
+"""Trying entries and dead letters apart: the attempts of ``flushers.sifting`` made, and their outcome remembered."""
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from writebehind.engine.core.coalescing import Changes
 from writebehind.engine.core.letters import DeadLetter
-from writebehind.flushers import isolation
+from writebehind.engine.core.printable import printable
 from writebehind.flushers.batch import Segment
 from writebehind.flushers.cursor import Cursor
 from writebehind.flushers.failures import Failure, classify
-from writebehind.flushers.intake import Intake
-from writebehind.flushers.isolation import isolate
 from writebehind.flushers.letters import FOREIGN_KEY, told
+from writebehind.flushers.merging import Merger
 from writebehind.flushers.quarantine import Letter
 from writebehind.flushers.sifting import Outcome
 from writebehind.flushers.suspect import Suspect
@@ -26,6 +25,8 @@ logger = logging.getLogger(__name__)
 REFUSING = frozenset({Failure.POISON, Failure.FOREIGN_KEY})
 RETRYABLE = frozenset({Failure.FOREIGN_KEY, Failure.CONFIGURATION})
 FOREIGN_KEY_RETRY_SECONDS = 0.5
+LINES_MAX, LINES_SECONDS = 20, 60.0
+"""How many letters the log has one by one, in how long: a bad release may make thousands a second."""
 
 
 class Apart:
@@ -33,7 +34,7 @@ class Apart:
 
     Args:
         transaction: where.
-        intake: merges them.
+        merger: merges them.
         foreign_key_seconds: how long an entry whose parent is missing is tried again.
         tell: called with each letter that nobody tries again by himself.
     """
@@ -41,47 +42,26 @@ class Apart:
     def __init__(
         self,
         transaction: Transaction,
-        intake: Intake,
+        merger: Merger,
         foreign_key_seconds: float,
         tell: Callable[[DeadLetter], Any],
     ) -> None:
         self._transaction = transaction
-        self._intake = intake
+        self._merger = merger
         self._foreign_key_seconds = foreign_key_seconds
         self._tell = tell
-
-    def attempt(
-        self,
-        perform: Callable[[isolation.Effect], isolation.Reply],
-        cursor: Cursor,
-        segment: Segment,
-        suspects: Sequence[Suspect],
-        *,
-        due: Collection[int],
-        condemned: Exception | None,
-    ) -> Outcome:
-        """Run the protocol once; see ``isolate``. Whatever it raises, the transaction is rolled back."""
-        protocol = isolate(segment, suspects, cursor.quarantine, due=due, condemned=condemned)
-        try:
-            effect = next(protocol)
-            while True:
-                effect = protocol.send(perform(effect))
-        except StopIteration as stop:
-            outcome: Outcome = stop.value
-            return outcome
-        except BaseException:
-            self._transaction.roll_back()
-            raise
+        self._said: list[float] = []
+        self._unsaid = 0
 
     def write(self, suspects: Sequence[Suspect]) -> Exception | None:
         """Write entries in a savepoint; return why SQL refuses one of them.
 
         Durability, Crash: as the transaction. Repeat: after they were refused only.
         """
-        error = self._try(suspects, lambda: self._intake.merged(suspects))
+        error = self._try(suspects, lambda: self._merger.merged(suspects))
         if error is not None and len(suspects) == 1 and len(suspects[0].mutations or ()) > 1:
             # A group whose members only work in their order: a unique value that one frees and the next one takes.
-            error = self._try(suspects, lambda: self._intake.stepwise(suspects[0]))
+            error = self._try(suspects, lambda: self._merger.stepwise(suspects[0]))
         return error
 
     def _try(self, suspects: Sequence[Suspect], steps: Callable[[], Sequence[Changes]]) -> Exception | None:
@@ -130,9 +110,22 @@ class Apart:
                 quarantine.add(place, letter)
 
     def tell(self, letter: DeadLetter) -> None:
-        """Say that SQL refuses an entry."""
-        logger.error(
-            "DEAD LETTER %d-%d: SQL refuses entry %s of %s; it is set aside, and later ones of its key wait: %s",
-            letter.partition, letter.place, letter.entry_id, letter.table or "an unknown table", letter.error,
-        )  # fmt: skip
+        """Say that SQL refuses an entry: to the service of each, in the log of the first ones of a while."""
+        if len(self._said) < LINES_MAX:
+            self._said.append(time.monotonic())
+            logger.error(
+                "DEAD LETTER %d-%d: SQL refuses entry %s of %s; it is set aside, and later ones of its key wait: %s",
+                letter.partition, letter.place, letter.entry_id, printable(letter.table or "an unknown table"),
+                letter.error,
+            )  # fmt: skip
+        else:
+            self._unsaid += 1
         self._tell(letter)
+
+    def sum_up(self) -> None:
+        """Say how many letters the log does not have one by one; to be called now and then."""
+        if self._unsaid:
+            logger.error("%d more DEAD LETTERS; 'writebehind dead-letters list' shows them all", self._unsaid)
+            self._unsaid = 0
+        long_ago = time.monotonic() - LINES_SECONDS
+        self._said = [moment for moment in self._said if moment > long_ago]

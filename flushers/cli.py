@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from writebehind.engine import WriteBehind
+from writebehind.engine.core.printable import printable
 from writebehind.engine.errors import ConfigurationError, WriteBehindError
 from writebehind.flushers.config import FlusherSettings
 
 if TYPE_CHECKING:
     from writebehind.flushers.inspection import LossStatus, Status
 
-__all__ = ["main"]
+__all__ = ["main", "say"]
 
 LOSSES_SHOWN = 10
 
@@ -42,6 +43,11 @@ LAZY = {
     "verify": "writebehind.flushers.commands.verify:verify",
 }
 """Commands that need more than a flusher does, loaded when they are called."""
+
+
+def say(line: str) -> None:
+    """Print one line of which others may have written a part; what could drive a terminal is escaped."""
+    click.echo(printable(line))
 
 
 class Group(click.Group):
@@ -64,7 +70,8 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except WriteBehindError as error:
-            raise click.ClickException(str(error)) from error
+            # Some end with lines of a server's log.
+            raise click.ClickException("\n".join(map(printable, str(error).splitlines()))) from error
 
 
 @dataclass(kw_only=True)
@@ -199,36 +206,40 @@ def run(app: WriteBehind, *, processes: int, supervised: bool, **tuned: Any) -> 
 @main.command()
 @with_app
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status(app: WriteBehind, *, as_json: bool) -> None:
+@click.option("--metrics", "as_metrics", is_flag=True, help="Print figures in Prometheus's text format.")
+def status(app: WriteBehind, *, as_json: bool, as_metrics: bool) -> None:
     """Show where every partition stands; ends with 3 when one is halted or has lost entries."""
     from writebehind.flushers.inspection import status as look  # noqa: PLC0415 - keeps --help fast
+    from writebehind.flushers.metrics import exposition  # noqa: PLC0415
 
     found = look(app)
-    if as_json:
+    if as_metrics:
+        click.echo(exposition(found), nl=False)
+    elif as_json:
         click.echo(json.dumps(found.as_json()))
     else:
         click.echo(f"namespace {found.namespace}: backlog {found.backlog} entries, lag {found.lag_seconds:.1f} s, "
                    f"{found.flushers} flushers, {found.lost_entries} entries lost")  # fmt: skip
         click.echo(f"{'partition':>9}  {'backlog':>9}  {'lag s':>7}  {'lost':>5}  {'no row':>6}  {'offset':<26} holder")
         for row in found.partitions:
-            click.echo(
+            say(
                 f"{row.partition:>9}  {row.backlog:>9}  {row.lag_seconds:>7.1f}  {row.lost_entries:>5}  "
                 f"{row.missing_rows:>6}  {row.offset:<26} {row.holder or '-'}"
             )
         for row in found.halted:
-            click.echo(f"partition {row.partition} HALTED: {row.halted}")
+            say(f"partition {row.partition} HALTED: {row.halted}")
         _print_letters(found)
         for row in found.pressed:
-            click.echo(f"partition {row.partition} UNDER PRESSURE: writes are held (limit on {row.pressure})")
+            say(f"partition {row.partition} UNDER PRESSURE: writes are held (limit on {row.pressure})")
         for loss in found.losses[:LOSSES_SHOWN]:
-            click.echo(_sentence(loss))
+            say(_sentence(loss))
     if found.halted or found.lost_entries:
         sys.exit(3)
 
 
 def _print_letters(found: "Status") -> None:
     for table, count in found.dead_letters.items():
-        click.echo(f"dead letters of {table or 'no known table'}: {count}; see 'dead-letters list'")
+        say(f"dead letters of {table or 'no known table'}: {count}; see 'dead-letters list'")
 
 
 def _sentence(loss: "LossStatus") -> str:
@@ -258,7 +269,7 @@ def drain(app: WriteBehind, *, timeout: float | None, as_json: bool, **tuned: An
     else:
         click.echo("drained" if last.backlog == 0 else f"{last.backlog} entries remain")
         for row in last.halted:
-            click.echo(f"partition {row.partition} HALTED: {row.halted}")
+            say(f"partition {row.partition} HALTED: {row.halted}")
         _print_letters(last)
     if last.backlog:
         sys.exit(2)

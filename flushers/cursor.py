@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from writebehind.engine.core.positions import ORIGIN, EntryID
+from writebehind.flushers.batch import Segment
 from writebehind.flushers.quarantine import Quarantine
 
 __all__ = ["Cursor"]
@@ -33,7 +34,7 @@ class Cursor:
         replay_until: entries up to this one are read by position, because they were delivered before.
         stale: the log is not what it was; it has to be taken over again.
         halted: why it is not flushed, or None.
-        retry_at: when a halted one is tried again, on the monotonic clock.
+        retry_at: when a halted one is tried again, on the monotonic clock; in the past for one that never was.
         milestones: pairs of the time of a commit and its offset, for trimming after the retention.
         trimmed_at: when it was trimmed last, on the monotonic clock.
         seen_ms: when the last entry committed was made, on the writer's clock.
@@ -75,18 +76,57 @@ class Cursor:
         self.ahead = self.quarantine.copy()
         self.expected = self.committed
 
-    def advance(self, end: EntryID, rewritten: Iterable[EntryID]) -> None:
-        """Note that everything up to here is committed, and which lost entries were applied in their new places."""
-        self.committed = self.base = end
-        self.rewritten.update(rewritten)
-        self.rewriting.difference_update(rewritten)
+    def advance(self, segment: Segment, now: float) -> None:
+        """Note that a segment is committed.
 
-    def begin(self, position: EntryID, replay_until: EntryID | None, epochs: Iterable[int]) -> None:
-        """Serve from a position that a takeover has found."""
+        Args:
+            segment: of this partition.
+            now: seconds on the monotonic clock.
+        """
+        self.committed = self.base = segment.end
+        self.rewritten.update(segment.rewritten)
+        self.rewriting.difference_update(segment.rewritten)
+        for suspect in segment.parked:
+            self.quarantine.add(suspect.place, suspect.as_letter())
+        self.quarantine.remove(segment.superseded)
+        if segment.parked or segment.superseded:
+            self.letters = segment.places.stop
+        self.seen_ms = segment.oldest_ms
+        if segment.crossings:
+            # Numbers of another epoch must not trim this one.
+            self.milestones.clear()
+            self.earlier = {**self.earlier, **{each.successor: each.applied for each in segment.crossings}}
+        self.milestones.append((now, segment.end))
+
+    def is_read_up(self) -> bool:
+        """Tell whether what gave no entry has none, rather than has to be taken over or replayed first."""
+        return not self.stale and self.replay_until is None
+
+    def distrust(self) -> None:
+        """Have the log taken over anew, at once: it may have another history."""
+        self.stale = True
+        self.retry_at = 0.0
+
+    def is_due(self, now: float) -> bool:
+        """Tell whether it is not served, and to be tried now.
+
+        Args:
+            now: seconds on the monotonic clock.
+        """
+        return (self.stale or self.halted is not None) and self.retry_at <= now
+
+    def begin(self, position: EntryID, replay_until: EntryID | None, epochs: Iterable[int], now: float) -> None:
+        """Serve from a position that a takeover has found, at a time on the monotonic clock.
+
+        What is in the log up to it, SQL has: it may be trimmed like what this holder commits. A log full of it could
+        never be drained otherwise.
+        """
         if self.epochs != (known := frozenset(epochs)):
             # Numbers of another history must not trim this one.
             self.milestones.clear()
             self.epochs = known
+        if position != ORIGIN:
+            self.milestones.append((now, position))
         self.base = self.position = position
         self.expected = self.committed
         self.replay_until = replay_until

@@ -14,14 +14,14 @@ An unknown code means CONFIGURATION: a halt loses nothing, a wrong dead letter m
 
 import re
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
 from writebehind.engine.core.printable import printable
 from writebehind.engine.errors import PoisonEntryError, TransientError, ValidationError, WriteBehindError
 
-__all__ = ["Failure", "classify", "describe", "is_about_types", "not_null_column"]
+__all__ = ["PASSING", "ColumnRefusal", "Failure", "classify", "column_to_blame", "describe"]
 
 
 class Failure(Enum):
@@ -34,6 +34,9 @@ class Failure(Enum):
     POISON = "poison"
     CONFIGURATION = "configuration"
 
+
+PASSING: Final = frozenset({Failure.TRANSIENT, Failure.UNKNOWN})
+"""What is tried again as it is."""
 
 _SQLSTATES: Final = {
     "23503": Failure.FOREIGN_KEY,
@@ -105,16 +108,18 @@ _SQLITE_CODES: Final = {
 }
 """Source: sqlite.org/rescode.html. The low byte is the primary code."""
 
-_ABOUT_TYPES: Final = frozenset(
-    {
-        *("22P02", "22P03", "22007"),  # invalid text representation, invalid binary one, invalid datetime format
-        *(1292, 1366, 1367, 1411),  # incorrect value
-        *(20, 3091),  # SQLITE_MISMATCH, SQLITE_CONSTRAINT_DATATYPE: a STRICT table
-    }
-)
-"""Values that are of another type than the column: what was validated, and is refused all the same."""
+_MISTYPED: Final = frozenset({1292, 1366, 1367, 1411})
+"""Incorrect value, of MySQL and MariaDB. PostgreSQL tells another type by a code that is not one of a value."""
 
-_SQLITE_NOT_NULL: Final = re.compile(r"NOT NULL constraint failed: .*\.([^.]+)")
+_MYSQL_COLUMN: Final = re.compile(r".* for column (?:(?:`[^`]*`\.)?`([^`]*)`\.)?[`']([^`']+)[`'] at row .*", re.DOTALL)
+_SQLITE_NULL: Final = re.compile(r"NOT NULL constraint failed: (.+)\.([^.]+)")
+_SQLITE_STRICT: Final = re.compile(r"cannot store \w+ value in \w+ column (.+)\.([^.]+)")
+
+_PROCEDURAL: Final = re.compile(r"pl_|plpy_|plperl|pltcl|plv8")
+"""Source files of PostgreSQL's procedural languages: pl_exec.c, plpy_elog.c and so on."""
+
+_USERS_MYSQL: Final = 20_000
+"""Codes from here on are those of a SIGNAL, with any text: the server's own end below."""
 
 _UNDONE: Final = frozenset({"40000", "40001", "40002", "40P01", 1205, 1213, 1020})
 """A COMMIT that raises one of these did certainly not happen."""
@@ -151,6 +156,8 @@ def classify(error: BaseException, *, committing: bool) -> Failure:
     cause = _cause(error)
     family, code = _code(cause)
     failure = _by_code(family, code)
+    if failure is Failure.CONFIGURATION and _raised(getattr(cause, "diag", None)):
+        failure = Failure.POISON  # a trigger of the user's, with a code of the user's
     if failure is None:
         lost = isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
         failure = Failure.TRANSIENT if lost else _by_class(cause, family)
@@ -170,23 +177,44 @@ def describe(error: BaseException) -> str:
     return line if len(line) <= _MESSAGE_MAX else f"{line[: _MESSAGE_MAX - 1]}…"
 
 
-def is_about_types(error: BaseException) -> bool:
-    """Tell whether a value was refused because it is of another type than its column."""
-    _, code = _code(_cause(error))
-    return code in _ABOUT_TYPES
+class ColumnRefusal(NamedTuple):
+    """A column that a database names as the reason why it refuses a row.
+
+    Attributes:
+        table: its table as the database calls it, without a schema; None where that is not said.
+        column: its name.
+        null: it must not be NULL, and is; or else the value is of another type.
+    """
+
+    table: str | None
+    column: str
+    null: bool
 
 
-def not_null_column(error: BaseException) -> str | None:
-    """Return the column that must not be NULL and is, where that is why a row was refused and the database says it.
+def column_to_blame(error: BaseException) -> ColumnRefusal | None:
+    """Return the column that was not given, or is of another type than its value, where that is why a row is refused.
 
-    MySQL and MariaDB have a code of their own for a column that was not given: 1364, a configuration error.
+    A column that was not given has a code of its own in MySQL and MariaDB: 1364, a configuration error.
     """
     cause = _cause(error)
     family, code = _code(cause)
     if family is _Family.SQLITE:
-        found = _SQLITE_NOT_NULL.fullmatch(str(cause))
-        return None if found is None else found[1]
-    return getattr(getattr(cause, "diag", None), "column_name", None) if code == "23502" else None
+        for pattern, null in ((_SQLITE_NULL, True), (_SQLITE_STRICT, False)):
+            if found := pattern.fullmatch(str(cause)):
+                return ColumnRefusal(found[1], found[2], null)
+        return None
+    if code in _MISTYPED:
+        found = _MYSQL_COLUMN.fullmatch(str(cause.args[-1]))
+        return ColumnRefusal(found[1], found[2], null=False) if found else None
+    diagnostics = getattr(cause, "diag", None)
+    if code == "23502" and diagnostics is not None and diagnostics.column_name and not _raised(diagnostics):
+        return ColumnRefusal(diagnostics.table_name, diagnostics.column_name, null=True)
+    return None
+
+
+def _raised(diagnostics: Any) -> bool:
+    """Tell whether an error of PostgreSQL was raised by a function in a procedural language, with any text."""
+    return _PROCEDURAL.match(getattr(diagnostics, "source_file", None) or "") is not None
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -214,7 +242,7 @@ def _by_code(family: _Family, code: str | int | None) -> Failure | None:
     if code is None:
         return None
     if family is _Family.MYSQL:
-        return _MYSQL_CODES.get(code, Failure.CONFIGURATION)
+        return _MYSQL_CODES.get(code, Failure.POISON if code >= _USERS_MYSQL else Failure.CONFIGURATION)
     return _SQLITE_CODES.get(code) or _SQLITE_CODES.get(code & 0xFF, Failure.CONFIGURATION)
 
 
@@ -241,7 +269,8 @@ def _message(cause: BaseException, family: _Family, code: str | int | None) -> s
     if family is _Family.MYSQL:
         text = str(cause.args[-1]) if cause.args else ""
         named = _MYSQL_NAME.match(text) if code in _MYSQL_NAMED else None
-        return (named[1] if named else "") if code in _MYSQL_VALUES else text
+        hidden = code in _MYSQL_VALUES or (isinstance(code, int) and code >= _USERS_MYSQL)
+        return (named[1] if named else "") if hidden else text
     diagnostics: Any = getattr(cause, "diag", None)
     if isinstance(code, str):
         names = [
@@ -249,7 +278,7 @@ def _message(cause: BaseException, family: _Family, code: str | int | None) -> s
             for kind in ("table", "column", "constraint")
             if (name := getattr(diagnostics, f"{kind}_name", None))
         ]
-        told = code[:2] not in {"22", "P0"} or code in _VALUELESS
+        told = (code[:2] not in {"22", "P0"} or code in _VALUELESS) and not _raised(diagnostics)
         primary = getattr(diagnostics, "message_primary", None) if told else None
         return primary or ", ".join(names)
     if any(base.__name__ == "OperationalError" for base in type(cause).__mro__):

@@ -17,12 +17,12 @@ Invariants:
                 '--LOST (another holder, or SQL was rolled back)--> roll back --> LeaseLost
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from writebehind.engine.errors import LeaseLost
-from writebehind.flushers.batch import Batch
+from writebehind.flushers.batch import Batch, Segment
 from writebehind.flushers.quarantine import Quarantine
 from writebehind.flushers.sifting import Attempt, Outcome, Record, Refusal, sift
 
@@ -39,14 +39,20 @@ class Fenced(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Open a transaction."""
+    """Open a transaction.
+
+    Attributes:
+        attempting: its rows are written by attempts, each of which has every constraint checked.
+    """
+
+    attempting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Fence:
     """Move the offsets, each from where its segment starts, under its token. Reply: ``Fenced``."""
 
-    batch: Batch
+    segments: Sequence[Segment]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +74,10 @@ class RollBack:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledge:
-    """Acknowledge the entries in Redis."""
+    """Acknowledge the entries in Redis. ``lettered``: partitions whose dead letters may be others now."""
 
     batch: Batch
+    lettered: Collection[int] = ()
 
 
 Effect = Begin | Fence | Write | Attempt | Record | Commit | RollBack | Acknowledge
@@ -89,7 +96,7 @@ def flush(batch: Batch) -> Generator[Effect, Reply, dict[int, Outcome] | None]:
         LeaseLost: SQL's offset or token is not what this holder left; nothing was written.
     """
     yield Begin()
-    fenced = yield Fence(batch)
+    fenced = yield Fence(batch.segments)
     outcomes: dict[int, Outcome] = {}
     if fenced is Fenced.MOVED:
         refusals = yield Write(batch)
@@ -110,5 +117,5 @@ def flush(batch: Batch) -> Generator[Effect, Reply, dict[int, Outcome] | None]:
         if fenced is not Fenced.ALREADY:
             numbers = ", ".join(str(segment.partition) for segment in batch.segments)
             raise LeaseLost(f"partitions {numbers} have another holder or another offset", "they are taken over anew")
-    yield Acknowledge(batch)
+    yield Acknowledge(batch, outcomes if fenced is Fenced.MOVED else [each.partition for each in batch.segments])
     return outcomes if fenced is Fenced.MOVED else None

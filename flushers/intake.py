@@ -10,60 +10,30 @@ Invariants:
 """
 
 import logging
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 
-import msgspec
-
-from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.adapters.log import Log, RawEntry
-from writebehind.engine.core.coalescing import Changes, TableChanges
+from writebehind.engine.core.coalescing import Changes
 from writebehind.engine.core.contiguity import Lineage, backlog, step
 from writebehind.engine.core.mutation_ids import made_ms
-from writebehind.engine.core.payload import decode
 from writebehind.engine.core.positions import ORIGIN, EntryID
-from writebehind.engine.errors import ConfigurationError, WriteBehindError
 from writebehind.flushers.batch import Batch, Crossing, Segment
 from writebehind.flushers.cursor import Cursor
-from writebehind.flushers.quarantine import Key, keys_of
-from writebehind.flushers.sifting import Refusal
+from writebehind.flushers.merging import Merger, Taken
 from writebehind.flushers.suspect import Suspect
 
-__all__ = ["EntryFailed", "Intake", "made_at_ms", "refusals", "suspect_of"]
+__all__ = ["Intake", "made_at_ms"]
 
 logger = logging.getLogger(__name__)
 
 ENTRY_BYTES_ASSUMED = 16 * 1024
 """Size of an entry before any was seen: keeps the first batch small where payloads are large."""
 
-ENTRY_FIELDS = 4
-"""Names and values of an ordinary entry; one that was written again names its original, too."""
-
-DOUBT = b"?"
-"""Ends the ID of an entry that was lost together with an attempt whose reply was lost."""
-
 LOOK_SECONDS = 1.0
 """How often to look whether a log that gives nothing really has nothing."""
-
-
-class EntryFailed(Exception):
-    """An entry cannot be read or merged.
-
-    Attributes:
-        partition: where it is.
-        entry_id: which it is.
-        readable: how many entries from the cursor on come before it.
-        error: what is wrong with it.
-    """
-
-    def __init__(self, partition: int, entry_id: str, readable: int, error: WriteBehindError) -> None:
-        super().__init__(partition, entry_id, readable, error)
-        self.partition = partition
-        self.entry_id = entry_id
-        self.readable = readable
-        self.error = error
 
 
 class Intake:
@@ -71,34 +41,27 @@ class Intake:
 
     Args:
         log: the logs.
-        tables: the declared tables by name.
+        merger: makes changes of entries.
         bytes_max: payload bytes of one batch, approximately.
     """
 
-    def __init__(self, log: Log, tables: Mapping[str, DeclaredTable], bytes_max: int) -> None:
+    def __init__(self, log: Log, merger: Merger, bytes_max: int) -> None:
         self._log = log
-        self._makers: dict[str, Callable[[], TableChanges]] = {
-            name: partial(
-                TableChanges,
-                tuple(column.name for column in declared.entity.key),
-                declared.plan.adders,
-                declared.plan.default_row,
-                delta_adders=declared.plan.delta_adders,
-                columns=declared.plan.columns.keys(),
-            )
-            for name, declared in tables.items()
-        }
+        self._merger = merger
         self._bytes_max = bytes_max
         self._entry_bytes = float(ENTRY_BYTES_ASSUMED)
         self._looked_at = float("-inf")
 
-    def read(self, cursors: Sequence[Cursor], entries_max: int, block_ms: int) -> Batch | None:
+    def read(
+        self, cursors: Sequence[Cursor], entries_max: int, block_ms: int, mutations_max: int = sys.maxsize
+    ) -> Batch | None:
         """Read the next batch of some partitions, and move their positions to its end.
 
         Args:
             cursors: the partitions.
             entries_max: entries of the batch at the most.
             block_ms: how long to wait where there is nothing; 0 does not wait.
+            mutations_max: mutations of all entries, but for the last entry of each partition, which may be a group.
 
         Returns:
             None where there is nothing to do.
@@ -107,7 +70,8 @@ class Intake:
             EntryFailed: an entry cannot be read or merged; positions have moved, and must be reset.
             RedisUnavailable: Redis cannot be read; positions may have moved, and must be reset.
         """
-        return self._read(cursors, entries_max, block_ms, Changes(self._makers), [])
+        blank = self._merger.blank()
+        return self._read(cursors, entries_max, blank, [], block_ms=block_ms, mutations_max=mutations_max)
 
     def read_raw(self, cursor: Cursor, entries_max: int) -> tuple[Batch, list[Suspect]] | None:
         """Read entries of one partition without merging them; one that is about a dead letter comes alone.
@@ -129,60 +93,26 @@ class Intake:
             entries = self._log.read_new([cursor.number], entries_max, 0).get(cursor.number, [])
         if not entries:
             return None
-        changes, segments = self.blank(cursor.number), list[Segment]()
+        changes, segments = self._merger.blank(cursor.number), list[Segment]()
         suspects: list[Suspect] = []
         self._take(cursor, entries, changes, segments, suspects)
         return (Batch(segments=segments, changes=changes), suspects) if segments else None
 
-    def merged(self, suspects: Sequence[Suspect]) -> list[Changes]:
-        """Merge entries, in as few steps as possible, to be written without being settled.
-
-        Raises:
-            ConfigurationError: a table is not declared, or an operation is unknown.
-            PoisonEntryError, ValidationError: an entry contradicts itself or the one before it.
-        """
-        steps = [self.blank()]
-        for suspect in suspects:
-            try:
-                if not steps[-1].merge(decode(suspect.payload), suspect.entry_id):
-                    steps.append(self.blank())
-                    steps[-1].merge(decode(suspect.payload), suspect.entry_id)
-            except KeyError as error:
-                raise _undeclared(error) from error
-            except ValueError as error:
-                raise ConfigurationError(f"an entry cannot be applied: {error}", "upgrade the flushers") from error
-        return steps
-
-    def stepwise(self, suspect: Suspect) -> list[Changes]:
-        """Return an entry's mutations as a step each."""
-        steps = []
-        for member in decode(suspect.payload):
-            steps.append(self.blank())
-            steps[-1].merge([member], suspect.entry_id)
-        return steps
-
-    def blank(self, partition: int = 0) -> Changes:
-        """Return changes that hold nothing; what is passed over in them is settled in the partition."""
-        changes = Changes(self._makers)
-        changes.enter(partition)
-        return changes
-
-    def pass_over(self, changes: Changes, partition: int, suspect: Suspect) -> None:
-        """Have the records of an entry settled that changes nothing more in SQL, whether or not it is declared."""
-        for _, name, key, _ in suspect.mutations or ():
-            if name not in self._makers and name not in changes.tables:
-                changes.tables[name] = TableChanges((), {}, lambda *_: None)
-                changes.tables[name].enter(partition)
-            if key:
-                changes.table(name).pass_over(key, suspect.entry_id)
-        changes.entries += 1
-
-    def read_more(self, batch: Batch, cursors: Sequence[Cursor], entries_max: int) -> Batch:
+    def read_more(self, batch: Batch, cursors: Sequence[Cursor], entries_max: int, mutations_max: int) -> Batch:
         """Add to a batch what has arrived since; see ``read``."""
-        return self._read(cursors, entries_max, 0, batch.changes, list(batch.segments)) or batch
+        segments = list(batch.segments)
+        more = self._read(cursors, entries_max, batch.changes, segments, block_ms=0, mutations_max=mutations_max)
+        return more or batch
 
     def _read(
-        self, cursors: Sequence[Cursor], entries_max: int, block_ms: int, changes: Changes, segments: list[Segment]
+        self,
+        cursors: Sequence[Cursor],
+        entries_max: int,
+        changes: Changes,
+        segments: list[Segment],
+        *,
+        block_ms: int,
+        mutations_max: int,
     ) -> Batch | None:
         room = max(1, min(entries_max, int(self._bytes_max / self._entry_bytes)))
         share = max(1, room // max(1, len(cursors)))
@@ -193,7 +123,7 @@ class Intake:
             if cursor.replay_until is not None:
                 entries = self._log.read_range(cursor.number, cursor.position, cursor.replay_until, share)
                 if entries:
-                    self._take(cursor, entries, changes, segments)
+                    self._take(cursor, entries, changes, segments, mutations_max=mutations_max // len(cursors))
                     continue
                 cursor.replay_until = None
             serving.append(cursor)
@@ -203,15 +133,16 @@ class Intake:
         while hungry and left > 0:
             count = max(1, left // len(hungry))
             read = self._log.read_new(hungry, count, 0 if segments else block_ms)
+            each = (mutations_max - changes.mutations) // max(1, len(read))
             for number, entries in read.items():
-                self._take(by_number[number], entries, changes, segments)
+                self._take(by_number[number], entries, changes, segments, mutations_max=each)
             # Whoever gave all that was asked has more: a skewed load fills a batch from few partitions.
             hungry = [
                 number
                 for number, entries in read.items()
                 if len(entries) == count and not by_number[number].stale and by_number[number].replay_until is None
             ]
-            left = room - changes.entries
+            left = room - changes.entries if changes.mutations < mutations_max else 0
         if time.monotonic() - self._looked_at >= LOOK_SECONDS:
             busy = {segment.partition for segment in segments}
             segments += self._look([cursor for cursor in serving if cursor.number not in busy])
@@ -225,6 +156,8 @@ class Intake:
         changes: Changes,
         segments: list[Segment],
         suspects: list[Suspect] | None = None,
+        *,
+        mutations_max: int = sys.maxsize,
     ) -> None:
         start = cursor.position
         first, last = EntryID.parse(entries[0][0]), EntryID.parse(entries[-1][0])
@@ -242,11 +175,13 @@ class Intake:
                 return
             crossings, lost, at_least = judged
         cursor.ended |= {crossing.applied.epoch: crossing.applied.sequence for crossing in crossings}
-        taken = _Taken(cursor.next_place)
+        taken = Taken(cursor.next_place, mutations_max)
         if suspects is None:
-            merged = self._merge(cursor, entries, changes, taken)
+            merged = self._merger.merge(cursor, entries, changes, taken)
+            if taken.payload_bytes:
+                self._entry_bytes = 0.8 * self._entry_bytes + 0.2 * (taken.payload_bytes / merged)
         else:
-            merged = self._gather(cursor, entries, changes, taken, suspects)
+            merged = self._merger.gather(cursor, entries, changes, taken, suspects)
         if merged == 0:
             cursor.replay_until = last if cursor.replay_until is None else max(last, cursor.replay_until)
             return
@@ -357,138 +292,6 @@ class Intake:
             )
         return crossings, lost, not known
 
-    def _merge(self, cursor: Cursor, entries: Sequence[RawEntry], changes: Changes, taken: "_Taken") -> int:
-        """Merge entries until one has to begin a new batch; return how many were merged or passed over.
-
-        Passed over is what SQL has already under another ID: an entry that was written again although SQL had the
-        original, or an original that comes back although it was written again.
-        """
-        merge, ahead = changes.merge, cursor.ahead
-        changes.enter(cursor.number)
-        size = 0
-        number = 0
-        try:
-            for number, (entry_id, fields) in enumerate(entries):
-                payload = fields[3]
-                size += len(payload)
-                again = len(fields) > ENTRY_FIELDS
-                if (again or cursor.rewritten) and _is_elsewhere(cursor, entry_id, fields):
-                    changes.pass_over(decode(payload), entry_id)
-                    taken.passed_over += 1
-                    continue
-                members = decode(payload)
-                held = bool(ahead) and ahead.holds(members)
-                superseded = ahead.superseded_by(members) if held else ()
-                if held and not superseded:
-                    _park(cursor, suspect_of(entries[number], taken.first_place + number), taken)
-                    changes.entries += 1
-                elif not merge(members, entry_id):
-                    return number
-                if superseded:
-                    taken.superseded += superseded
-                    ahead.remove(superseded)
-                if again and not fields[5].endswith(DOUBT):
-                    taken.originals.append(_origin(fields))
-                    cursor.rewriting.add(taken.originals[-1])
-        except (WriteBehindError, IndexError, KeyError, TypeError, ValueError) as error:
-            failure = _failure(error)
-        else:
-            self._entry_bytes = 0.8 * self._entry_bytes + 0.2 * (size / len(entries))
-            return len(entries)
-        raise EntryFailed(cursor.number, entries[number][0].decode(), number, failure)
-
-    def _gather(
-        self, cursor: Cursor, entries: Sequence[RawEntry], changes: Changes, taken: "_Taken", suspects: list[Suspect]
-    ) -> int:
-        """Take entries as they are; return how many. What SQL has under another ID is passed over, as in a merge."""
-        for number, (entry_id, fields) in enumerate(entries):
-            place = taken.first_place + number
-            again = len(fields) > ENTRY_FIELDS
-            try:
-                suspect = suspect_of(entries[number], place)
-                elsewhere = (again or cursor.rewritten) and _is_elsewhere(cursor, entry_id, fields)
-                original = _origin(fields) if again and not fields[5].endswith(DOUBT) else None
-            except (IndexError, ValueError):
-                # Not an entry of this product: what it consists of is kept for whoever looks.
-                suspect, elsewhere, original = Suspect(entry_id, "", msgspec.msgpack.encode(fields), place), False, None
-            if elsewhere:
-                self.pass_over(changes, cursor.number, suspect)
-                continue
-            if suspect.control is not None and number:
-                return number
-            suspects.append(suspect)
-            if original is not None:
-                taken.originals.append(original)
-                cursor.rewriting.add(original)
-            if suspect.control is not None:
-                return number + 1
-        return len(entries)
-
-
-@dataclass(slots=True)
-class _Taken:
-    """What was found while entries were merged; see ``Segment``."""
-
-    first_place: int
-    passed_over: int = 0
-    originals: list[EntryID] = field(default_factory=list)
-    parked: list[Suspect] = field(default_factory=list)
-    superseded: list[int] = field(default_factory=list)
-
-
-def suspect_of(entry: RawEntry, place: int) -> Suspect:
-    """Return an entry of the log as one that is tried apart."""
-    entry_id, fields = entry
-    return Suspect(entry_id, fields[1].decode(errors="replace"), fields[3], place)
-
-
-def _park(cursor: Cursor, suspect: Suspect, taken: _Taken) -> None:
-    if suspect.control is not None:
-        raise ValueError("it is about a dead letter, and comes alone")
-    cursor.ahead.add(suspect.place, suspect.as_letter())
-    taken.parked.append(suspect)
-
-
-def refusals(batch: Batch, refused: Mapping[Key, Exception]) -> list[Refusal]:
-    """Return the entries of keys whose rows were not written, and let the others be settled without them.
-
-    Raises:
-        PoisonEntryError: they are tied to others, so that the whole batch has to be isolated.
-    """
-    found: list[Refusal] = []
-    for segment in batch.segments if refused else ():
-        lines: dict[Key, list[Suspect]] = {}
-        for first_place, entries in segment.pieces:
-            for number, entry in enumerate(entries):
-                members = decode(entry[1][3])
-                keys = [key for key in keys_of(members) if key in refused]
-                if keys and (len(members) > 1 or segment.superseded or segment.rewritten or segment.passed_over):
-                    raise refused[keys[0]]
-                for key in keys:
-                    lines.setdefault(key, []).append(suspect_of(entry, first_place + number))
-        if lines:
-            found.append(Refusal(segment, lines))
-        for table, key_text in lines:
-            batch.changes.tables[table].versions[segment.partition].pop(key_text, None)
-    for key in refused.keys() - {key for refusal in found for key in refusal.lines}:
-        # Not to be found again by its key: nothing of it may be passed over.
-        raise refused[key]
-    return found
-
-
-def _failure(error: Exception) -> WriteBehindError:
-    if isinstance(error, WriteBehindError):
-        return error
-    if isinstance(error, KeyError):
-        return _undeclared(error)
-    return ConfigurationError(
-        f"it is not an entry of this product: {type(error).__name__}", "find out who else writes to this stream"
-    )
-
-
-def _undeclared(error: KeyError) -> ConfigurationError:
-    return ConfigurationError(f"table {error} is not declared here", "add it to tables=[...] of the flusher")
-
 
 def _foreign(cursor: Cursor, lineage: Lineage) -> bool:
     return cursor.position != ORIGIN and cursor.position.epoch not in lineage
@@ -517,26 +320,6 @@ def _joined(segments: list[Segment]) -> list[Segment]:
             )
         )
     return list(joined.values())
-
-
-def _is_elsewhere(cursor: Cursor, entry_id: bytes, fields: Sequence[bytes]) -> bool:
-    """Tell whether SQL has an entry's effect by another entry."""
-    if len(fields) > ENTRY_FIELDS:
-        if not fields[5].endswith(DOUBT):
-            return cursor.has(_origin(fields))
-        applied = cursor.reaches(EntryID.parse(fields[5][:-1]))
-        if applied:
-            logger.error(
-                "POSSIBLE DATA LOSS: partition %d: entry %s is passed over: its writer did not hear whether an earlier "
-                "attempt was accepted, and SQL has some of what Redis lost then",
-                cursor.number, entry_id.decode(),
-            )  # fmt: skip
-        return applied
-    return EntryID.parse(entry_id) in cursor.rewritten
-
-
-def _origin(fields: Sequence[bytes]) -> EntryID:
-    return EntryID.parse(fields[5])
 
 
 def made_at_ms(entry: RawEntry) -> int:

@@ -15,24 +15,12 @@ from dataclasses import dataclass
 from writebehind.engine.core.payload import Op
 from writebehind.engine.errors import LeaseLost
 from writebehind.flushers.batch import Segment
-from writebehind.flushers.flush import Commit, Fenced, RollBack
+from writebehind.flushers.flush import Begin, Commit, Fence, Fenced, RollBack
 from writebehind.flushers.quarantine import Quarantine
 from writebehind.flushers.sifting import Attempt, Outcome, Record, sift
 from writebehind.flushers.suspect import Control, Suspect
 
-__all__ = ["Begin", "Effect", "Fence", "Read", "Reply", "isolate"]
-
-
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """Open a transaction whose attempts have every constraint checked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fence:
-    """Move the offset, as ``flush`` does. Reply: ``Fenced``."""
-
-    segment: Segment
+__all__ = ["Effect", "Read", "Reply", "isolate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +59,8 @@ def isolate(
     Raises:
         LeaseLost: SQL's offset or token is not what this holder left, or an earlier attempt was committed.
     """
-    yield Begin()
-    if (yield Fence(segment)) is not Fenced.MOVED:
+    yield Begin(attempting=True)
+    if (yield Fence([segment])) is not Fenced.MOVED:
         yield RollBack()
         raise LeaseLost(f"partition {segment.partition} has another holder or another offset", "it is taken over anew")
     held = quarantine.copy()

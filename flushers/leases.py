@@ -16,12 +16,14 @@ Invariants:
 """
 
 import math
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
 
 from writebehind.engine.adapters.control_tables import epochs, flushers, now_ms, partitions, rewritten
+from writebehind.engine.core.letters import DeadLetter
 from writebehind.engine.core.positions import EntryID
 from writebehind.flushers.letters import Letters
 from writebehind.flushers.quarantine import Quarantine
@@ -32,6 +34,9 @@ __all__ = ["Lease", "Leases"]
 REWRITTEN_MS_MAX = 7 * 24 * 3600 * 1000
 """How long it is remembered that an entry was applied where its writer wrote it again: far longer than writers keep
 what they may write once more, and logs what is not flushed."""
+
+RENEWAL_SHARE = 0.25
+"""Of the TTL, after which leases are renewed while letters are being read."""
 
 _END_FROZEN = sa.text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -83,6 +88,7 @@ class Leases:
         self._namespace = namespace
         self._holder = holder
         self._ttl_ms = int(ttl_seconds * 1000)
+        self._renewed_at = 0.0
         self._mine = sa.and_(partitions.c.namespace == namespace, partitions.c.holder == holder)
 
     def tend(self, served: Collection[int], *, member: bool) -> int:
@@ -211,9 +217,24 @@ class Leases:
     def _with_letters(self, lease: Lease) -> Lease | None:
         """Return a lease with its dead letters, or None where it was over before all were read."""
         with self._engine.connect() as connection:
-            quarantine = self._letters.load(connection, lease.partition)
+            quarantine = self._letters.load(connection, lease.partition, self._renew)
         held = self.holds(lease.partition, lease.token, lease.offset)
         return replace(lease, quarantine=quarantine) if held else None
+
+    def _renew(self) -> None:
+        """Renew all leases of this holder, where a while has passed since they were."""
+        now = time.monotonic()
+        if now - self._renewed_at >= self._ttl_ms / 1000 * RENEWAL_SHARE:
+            self._renewed_at = now
+            with self._engine.begin() as connection:
+                connection.execute(
+                    sa.update(partitions).where(self._mine).values(lease_until_ms=now_ms() + self._ttl_ms)
+                )
+
+    def made(self, number: int, places: Collection[int]) -> list[DeadLetter]:
+        """Return the dead letters of some places of a partition that nobody tries again by himself."""
+        with self._engine.connect() as connection:
+            return self._letters.made(connection, number, places)
 
     def _end_frozen_sessions(self) -> None:
         """End sessions of flushers that hold locks and say nothing, where the server does not do it by itself.

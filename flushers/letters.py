@@ -1,7 +1,7 @@
 """Dead letters in SQL: what a flusher writes there inside its transaction, and reads when it takes a partition over."""
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -43,10 +43,15 @@ class Letters:
         }
         self._foreign_key_ms = int(foreign_key_seconds * 1000)
 
-    def load(self, connection: sa.Connection, partition: int) -> Quarantine:
+    def load(self, connection: sa.Connection, partition: int, between: Callable[[], None]) -> Quarantine:
         """Return a partition's letters, read page by page, each in a transaction of its own.
 
         Only what is read while the lease is valid counts: look at it afterwards.
+
+        Args:
+            connection: to read with.
+            partition: its number.
+            between: called after each page, to renew leases.
         """
         now = time.monotonic()
         quarantine = Quarantine(whole=self._whole)
@@ -58,6 +63,7 @@ class Letters:
                 quarantine.add(place, suspect.as_letter(*until))
                 if not failure:
                     waiting.add(place)
+            between()
         for place in waiting.intersection(quarantine.leading()):
             # What it waited for is gone without it, by hand, say.
             quarantine.postpone(place, now)
@@ -78,8 +84,11 @@ class Letters:
             for row in self._at(connection, partition, sorted(places))
         ]
 
-    def made(self, connection: sa.Connection, partition: int, places: range) -> list[DeadLetter]:
+    def made(self, connection: sa.Connection, partition: int, places: Collection[int]) -> list[DeadLetter]:
         """Return the letters of some places that nobody tries again by himself, as services are told of them."""
+        if not places:
+            return []
+        wanted = frozenset(places)
         return [
             DeadLetter(
                 partition=partition,
@@ -91,7 +100,8 @@ class Letters:
                 error=row.error,
                 attempts=row.attempts,
             )
-            for row in self._given_up(connection, partition, places)
+            for row in self._given_up(connection, partition, min(wanted), max(wanted))
+            if row.place in wanted
         ]
 
     def record(self, connection: sa.Connection, partition: int, outcome: Outcome, retried: Quarantine) -> None:
@@ -154,12 +164,13 @@ class Letters:
             ).all()
         return found
 
-    def _given_up(self, connection: sa.Connection, partition: int, places: range) -> Sequence[Any]:
+    def _given_up(self, connection: sa.Connection, partition: int, first: int, last: int) -> Sequence[Any]:
+        """Read the letters from one place to another that were refused, and that nobody tries again by himself."""
         known = dead_letters.c
-        some = sa.and_(known.place >= places.start, known.place < places.stop, known.retry_until_ms == 0)
-        return connection.execute(
-            sa.select(dead_letters).where(self._here(partition), some, known.failure != "").order_by(known.place)
-        ).all()
+        some = sa.and_(known.place.between(first, last), known.retry_until_ms == 0, known.failure != "")
+        told = (known.entry_id, known.table_name, known.record_key, known.failure, known.error, known.attempts)
+        query = sa.select(known.place, *told).where(self._here(partition), some).order_by(known.place)
+        return connection.execute(query).all()
 
     def _insert(
         self, connection: sa.Connection, partition: int, rows: Sequence[dict[str, Any]], *, retrying: bool

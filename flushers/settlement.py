@@ -2,15 +2,16 @@
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from writebehind.engine.adapters.log import Acknowledgement, Log
 from writebehind.engine.core.keys import Keys
 from writebehind.engine.core.positions import EntryID
-from writebehind.engine.errors import RedisUnavailable
+from writebehind.engine.errors import LogDamaged, RedisUnavailable
 from writebehind.flushers.batch import Batch
 from writebehind.flushers.cursor import Cursor
+from writebehind.flushers.holdings import Holdings
 
 __all__ = ["Settlement"]
 
@@ -24,6 +25,7 @@ class Settlement:
     """Acknowledges committed batches in their order.
 
     Args:
+        holdings: the partitions served.
         log: the logs.
         keys: the namespace's key names.
         record_ttl_seconds: how long a clean record stays in Redis; None for ever.
@@ -33,7 +35,10 @@ class Settlement:
         short_of_memory: Redis has no room for what is flushed already; it is trimmed at once.
     """
 
-    def __init__(self, log: Log, keys: Keys, record_ttl_seconds: float | None, retention_seconds: float) -> None:
+    def __init__(
+        self, holdings: Holdings, log: Log, keys: Keys, record_ttl_seconds: float | None, retention_seconds: float
+    ) -> None:
+        self._holdings = holdings
         self._log = log
         self._keys = keys
         self._ttl_ms = 0 if record_ttl_seconds is None else max(1, int(record_ttl_seconds * 1000))
@@ -42,12 +47,17 @@ class Settlement:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writebehind-settle")
         self._under_way: list[Future[None]] = []
 
-    def submit(self, batch: Batch, cursors: Mapping[int, Cursor]) -> None:
-        """Have a committed batch acknowledged."""
+    def submit(self, batch: Batch, lettered: Collection[int] = ()) -> None:
+        """Have a committed batch acknowledged.
+
+        Args:
+            batch: it.
+            lettered: partitions that may have dead letters although their cursors know of none yet.
+        """
         now = time.monotonic()
         todo = []
         for number, segment in enumerate(batch.segments):
-            cursor = cursors.get(segment.partition)
+            cursor = self._holdings.cursors.get(segment.partition)
             whole, other = self._settled(batch, segment.partition)
             todo.append(
                 Acknowledgement(
@@ -61,11 +71,12 @@ class Settlement:
                     trim_below=self._trim_point(cursor, now) if cursor else None,
                     # Rows are counted for the batch as a whole.
                     flushed_rows=0 if number else len(batch.changes),
+                    letters=cursor is None or bool(cursor.quarantine or segment.parked) or cursor.number in lettered,
                 )
             )
         self._submit(todo)
 
-    def trim(self, cursors: Iterable[Cursor]) -> None:
+    def trim(self) -> None:
         """Trim logs whose flushed entries are past the retention although nothing new is flushed.
 
         And publish offsets that Redis tells otherwise: else a writer would be held for a backlog that is gone, and as
@@ -73,7 +84,7 @@ class Settlement:
         """
         now = time.monotonic()
         todo = []
-        for cursor in cursors:
+        for cursor in self._holdings.cursors.values():
             point = None if cursor.stale else self._trim_point(cursor, now)
             if cursor.stale or not (point or cursor.unpublished):
                 continue
@@ -88,6 +99,7 @@ class Settlement:
                     ttl_ms=0,
                     trim_below=point,
                     flushed_rows=0,
+                    letters=bool(cursor.quarantine),
                 )
             )
         if todo:
@@ -111,21 +123,22 @@ class Settlement:
         # A whole record without a time to live stays as it is.
         return whole if self._ttl_ms else [], other
 
-    def collect(self, *, everything: bool) -> bool:
-        """Tell whether an acknowledgement has failed.
+    def collect(self, *, everything: bool) -> None:
+        """Find out what became of acknowledgements; where one has failed, every partition is taken over anew.
 
         Args:
             everything: wait for all that is under way; otherwise only keep the queue short.
+
+        Raises:
+            ConfigurationError: Redis refuses whatever the partition.
         """
-        failed = False
         while self._under_way and (everything or self._under_way[0].done() or len(self._under_way) > UNDER_WAY_MAX):
             future = self._under_way.pop(0)
             try:
                 future.result()
-            except RedisUnavailable as error:
+            except (RedisUnavailable, LogDamaged) as error:
                 logger.warning("acknowledging: %s", error)
-                failed = True
-        return failed
+                self._holdings.distrust()
 
     def close(self) -> None:
         """Wait for what is under way and end the thread."""

@@ -32,6 +32,9 @@ class Transaction:
         lease_ttl_seconds: how far a flush extends its leases.
         holder: the flusher, for the record of losses.
         letters: the dead letters.
+
+    Attributes:
+        committing: whether COMMIT has been sent for the last one: its outcome is unknown if the connection breaks.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Transaction:
         self._partition = -1
         self._checks_attempts = False
         self._ended = False
+        self.committing = False
 
     @property
     def ended(self) -> bool:
@@ -73,11 +77,17 @@ class Transaction:
             raise RuntimeError("no transaction is open")
         return self._connection
 
-    def begin(self) -> None:
-        """Open a transaction."""
+    def begin(self, *, attempting: bool = False) -> None:
+        """Open a transaction.
+
+        Args:
+            attempting: have constraints that are checked by the commit checked by each attempt, where the database can.
+        """
+        self.committing = False
         self._connection = self._engine.connect()
         self._connection.begin()
-        self._checks_attempts = self._ended = False
+        self._checks_attempts = attempting and self._engine.dialect.name == "postgresql"
+        self._ended = False
 
     def fence(self, segments: Sequence[Segment], letters: Mapping[int, int]) -> Fenced:
         """Move the offsets if they and the tokens are as expected; lock their rows in any case.
@@ -183,10 +193,6 @@ class Transaction:
                 self._move_letters(segment)
         return _refused(batch.changes)
 
-    def check_attempts(self) -> None:
-        """Have constraints that are checked by the commit checked by each attempt, where the database can."""
-        self._checks_attempts = self.connection.dialect.name == "postgresql"
-
     def attempt(self, changes: Sequence[Changes]) -> None:
         """Write changes one after the other in a savepoint; roll back to it where one fails, and raise.
 
@@ -261,6 +267,7 @@ class Transaction:
     def commit(self) -> None:
         """Commit, and give the connection back."""
         connection = self.connection
+        self.committing = True
         connection.commit()
         self._connection = None
         connection.close()

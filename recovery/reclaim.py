@@ -118,6 +118,7 @@ def perform(log: Log, partition: int, effect: Effect) -> Reply:
                         ttl_ms=0,
                         trim_below=None,
                         flushed_rows=0,
+                        letters=True,  # nobody has looked
                     )
                 ]
             )

@@ -35,7 +35,7 @@ class Fate(Enum):
     """What became of a letter."""
 
     GONE = "gone"
-    """It is no letter any more: applied after a replay, or given up after a discard."""
+    """It is no letter any more: applied after a replay, given up after a discard, or superseded before."""
     REFUSED = "refused"
     """SQL refused it once more."""
     WAITING = "waiting"

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 
 from writebehind.engine import WriteBehind
 from writebehind.flushers import Flusher, FlusherSettings
-from writebehind.flushers.flush import Effect
-from writebehind.flushers.flush import Reply as FlushReply
+from writebehind.flushers.flusher import Effect
+from writebehind.flushers.flusher import Reply as FlushReply
 
 COUNTERS = sa.Table(
     "counters", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("n", sa.BigInteger, default=0)

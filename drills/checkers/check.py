@@ -18,7 +18,7 @@ class Check:
     """What a checker found.
 
     Attributes:
-        code: K1 to K10.
+        code: K1 to K12.
         title: what it looks at.
         passed: whether the promise was kept.
         detail: figures, or what is wrong.

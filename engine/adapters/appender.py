@@ -1,33 +1,22 @@
 """The blocking shell of the write protocol: does on links what ``core.appending`` decides."""
 
 import itertools
-import random
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, assert_never
+from typing import Any
 
 import redis
 from hiredis import pack_command
 
+from writebehind.engine.adapters.attempts import FENCE_ONLY, NOT_EXECUTED, Attempts
+from writebehind.engine.adapters.deadline import Deadline
 from writebehind.engine.adapters.links import Link, Links, refusal
 from writebehind.engine.adapters.memory import Memory
 from writebehind.engine.adapters.rewriter import Rewriter
 from writebehind.engine.adapters.scripts import APPEND
 from writebehind.engine.config import Backpressure, EngineSettings
-from writebehind.engine.core.appending import (
-    Call,
-    Effect,
-    Full,
-    Lost,
-    OpenEpoch,
-    Pause,
-    Refused,
-    Reply,
-    Run,
-    Unsent,
-    append,
-)
+from writebehind.engine.core.appending import Call, Full, Lost, Refused, Reply, Unsent, append
 from writebehind.engine.core.keys import Keys
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.core.pressure import EXEMPT, OUT_OF_MEMORY, Drainage, Held, admission
@@ -35,13 +24,8 @@ from writebehind.engine.errors import RedisUnavailable, WriteBehindError
 
 __all__ = ["Appender"]
 
-PAUSE_SECONDS = 0.005
-PAUSE_SECONDS_MAX = 0.5
-FENCE_ONLY = b"+"
 ANCHOR_SECONDS_MAX = 5.0
 """How old the last known entry may be where a retry begins to search; well below any sensible retention."""
-NOT_EXECUTED = (redis.exceptions.BusyLoadingError, redis.exceptions.AuthenticationError)
-"""Connection errors by redis-py's reckoning, but answers: the command was not executed."""
 
 
 class Appender:
@@ -107,24 +91,31 @@ class Appender:
         Raises:
             WriteBehindError: as ``core.appending.append`` says.
         """
-        return self._drive(call, self._anchor(call))
+        (anchor,) = self._anchors([call.partition])
+        result = self._drive(call, anchor, Deadline(self.timeout_seconds))
+        if isinstance(result, Full):
+            raise RuntimeError("a call of its own waits for room by itself")  # noqa: TRY004 - a broken invariant
+        return result
 
-    def append_all(self, calls: Sequence[Call]) -> list[tuple[bytes, bytes] | Exception]:
+    def append_all(self, sent: Sequence[tuple[Call, Deadline]]) -> list[tuple[bytes, bytes] | Full | Exception]:
         """Append calls of different partitions in one round trip; failures stand in their place.
 
-        No call waits for room in its backlog here, because the others would wait with it: the caller tries again.
+        No call waits for room here, because the others would wait with it: the caller begins it anew. What else may
+        pass is waited for until the call's deadline, which it may share with others.
         """
-        anchors = [self._anchor(call) for call in calls]
+        calls = [call for call, _ in sent]
+        anchors = self._anchors([call.partition for call in calls])
         first = self._run_all(calls)
-        results: list[tuple[bytes, bytes] | Exception] = []
-        for call, anchor, (identity, reply, fenced) in zip(calls, anchors, first, strict=True):
+        results: list[tuple[bytes, bytes] | Full | Exception] = []
+        for (call, deadline), anchor, (identity, reply, fenced) in zip(sent, anchors, first, strict=True):
             if type(reply) is bytes:
                 results.append((self._done(call, reply, fenced=fenced), identity))
                 continue
             unknown = isinstance(reply, Refused) and reply.code == "NOSCRIPT"
             try:
                 # Where the reply is lost, the identity's place holds the history that the attempt was made in.
-                results.append(self._drive(call, anchor, None if unknown else reply, identity, together=True))
+                known = None if unknown else reply
+                results.append(self._drive(call, anchor, deadline, known, identity, together=True))
             except Exception as error:  # noqa: BLE001 - handed to the caller, who raises it
                 results.append(error)
         return results
@@ -172,53 +163,59 @@ class Appender:
             raise
         return link
 
-    def _anchor(self, call: Call) -> bytes:
-        """Return an entry above which the call will stand; to be asked before its first attempt.
+    def _anchors(self, partitions: Sequence[int]) -> list[bytes]:
+        """Return an entry of each partition above which a call will stand; to be asked before its first attempt.
 
         Where this client knows none of late, it asks: a retry that begins too far back could not tell an entry that was
         never there from one that was flushed and trimmed.
         """
         now = time.monotonic()
-        known, at = self._last.get(call.partition, (b"", now))
-        if not known or now - at > ANCHOR_SECONDS_MAX:
-            known = self._end(call.partition)
-            self._last[call.partition] = (known, now)
-        return known
+        known = self._last
+        unknown = [each for each in partitions if each not in known or now - known[each][1] > ANCHOR_SECONDS_MAX]
+        if unknown:
+            known.update({each: (end, now) for each, end in zip(unknown, self._ends(unknown), strict=True)})
+        return [known[each][0] for each in partitions]
 
-    def _end(self, partition: int) -> bytes:
+    def _ends(self, partitions: Sequence[int]) -> list[bytes]:
         for _ in range(2):
             try:
                 with self.links.link() as link:
-                    reply = link.command("XINFO", "STREAM", self.keys.logs[partition])
-                    return bytes(dict(zip(reply[::2], reply[1::2], strict=False))[b"last-generated-id"])
-            except redis.ResponseError:
-                # No log yet.
-                break
+                    told = link.pipeline([("XINFO", "STREAM", self.keys.logs[each]) for each in partitions])
+                return [_end(reply) for reply in told]
             except RedisUnavailable:
                 # Idle for long, or Redis was restarted: all idle links are as old.
                 self.links.drop_idle()
-        return b"0-0"
+        return [b"0-0"] * len(partitions)
 
     def _drive(
-        self, call: Call, anchor: bytes, reply: Reply = None, history: bytes = b"", *, together: bool = False
-    ) -> tuple[bytes, bytes]:
-        protocol = append()
-        performance = _Performance(self, call, anchor, history if isinstance(reply, Lost) else b"", together=together)
+        self,
+        call: Call,
+        anchor: bytes,
+        deadline: Deadline,
+        reply: Reply = None,
+        history: bytes = b"",
+        *,
+        together: bool = False,
+    ) -> tuple[bytes, bytes] | Full:
+        protocol = append(together=together)
+        attempts = Attempts(self, call, anchor, history if isinstance(reply, Lost) else b"", deadline)
         try:
             effect = next(protocol)
             if reply is not None:
-                effect = protocol.send(self.judged(call, reply, together=together))
+                effect = protocol.send(self.judged(call, reply))
             while True:
-                effect = protocol.send(performance.perform(effect))
+                effect = protocol.send(attempts.perform(effect))
         except StopIteration as stop:
-            performance.finish()
-            return self._done(call, stop.value, fenced=performance.fenced), performance.identity
+            attempts.finish()
+            if isinstance(stop.value, Full):
+                return stop.value
+            return self._done(call, stop.value, fenced=attempts.fenced), attempts.identity
         except WriteBehindError:
-            performance.abandon()
+            attempts.abandon()
             raise
         except BaseException:
             self.suspect[call.partition] = self.stamp()
-            performance.abandon()
+            attempts.abandon()
             raise
 
     def _done(self, call: Call, reply: bytes, *, fenced: int) -> bytes:
@@ -239,28 +236,23 @@ class Appender:
         """Return a number above those of all attempts before."""
         return next(self._stamps)
 
-    def judged(self, call: Call, reply: Reply, *, together: bool) -> Reply:
+    def judged(self, call: Call, reply: Reply, *, fenced_off: bool = False) -> Reply:
         """Say what is to become of a call that was refused for want of room; return other replies as they are.
 
         Args:
             call: it.
             reply: what the server answered.
-            together: it is one of several, which must not wait for it.
+            fenced_off: the script looks for earlier attempts, and fences them off, before it looks for room.
         """
         if not isinstance(reply, Refused) or reply.code not in {"BACKLOG", "OOM"}:
             return reply
-        policy = self.policy_of(call)
         if reply.code == "OOM":
-            # A full Redis can accept nothing, whatever the policy; but whoever will not wait need not.
-            if policy is not Backpressure.REJECT:
-                return reply
-            held = Held(OUT_OF_MEMORY, 0, 0)
+            # A full Redis does not take the fence either.
+            held, fenced_off = Held(OUT_OF_MEMORY, 0, 0), False
         else:
             held = Held.parse(reply.text)
-            if together and policy is Backpressure.BLOCK:
-                policy = Backpressure.REJECT
         retry_after = self._drainage.retry_after_seconds(call.partition, held, time.monotonic())
-        return Full(policy, call.partition, held, retry_after)
+        return Full(self.policy_of(call), call.partition, held, retry_after, fenced_off)
 
     def command(
         self,
@@ -306,131 +298,8 @@ class Appender:
         self.links.drop_idle()
 
 
-class _Performance:
-    """Performs the effects of one call on one link after another."""
-
-    __slots__ = ("_anchor", "_appender", "_call", "_deadline", "_histories", "_link", "_together", "fenced", "identity")
-
-    def __init__(self, appender: Appender, call: Call, anchor: bytes, history: bytes, *, together: bool) -> None:
-        self._together = together
-        self._appender = appender
-        self._anchor = anchor
-        self._call = call
-        self._link: Link | None = None
-        self._deadline: float | None = None
-        self._histories = [history] if history else []
-        self.identity = b""
-        self.fenced = 0
-
-    def perform(self, effect: Effect) -> Reply:
-        if isinstance(effect, Run):
-            return self._run(effect)
-        if isinstance(effect, OpenEpoch):
-            return self._open_epoch()
-        if isinstance(effect, Pause):
-            return self._pause(effect.attempt)
-        assert_never(effect)
-
-    def finish(self) -> None:
-        if self._link is not None:
-            self._appender.links.give(self._link)
-
-    def abandon(self) -> None:
-        if self._link is not None:
-            self._link.close()
-
-    def _run(self, effect: Run) -> Reply:
-        refused = self._meet()
-        if refused is not None:
-            return refused
-        appender, link = self._appender, self._link
-        if link is None:
-            raise RuntimeError("no link is open")
-        self.identity = link.identity
-        stamp = appender.stamp()
-        self.fenced = stamp if effect.retry or self._call.partition in appender.suspect else 0
-        anchor = FENCE_ONLY if self.fenced else b""
-        doubt = None
-        partition = self._call.partition
-        if effect.retry:
-            anchor = appender.rewriter.anchor(partition, self._anchor)
-            for history in self._histories:
-                doubt = appender.rewriter.doubt(partition, history) or doubt
-                if doubt is not None and appender.rewriter.in_sql(partition, doubt):
-                    return Refused("DOUBT", str(doubt))
-        self._histories.append(appender.history(link, partition))
-        self._call.through = effect.through
-        command = appender.command(link, self._call, anchor, stamp, doubt, through=effect.through)
-        try:
-            link.connection.send_packed_command((pack_command(command),), check_health=False)
-            return link.receive(disable_decoding=True)  # type: ignore[no-any-return]
-        except redis.exceptions.NoScriptError:
-            return self._run_text(link, command)
-        except (redis.ResponseError, *NOT_EXECUTED) as error:
-            return self._refused(refusal(error))
-        except redis.RedisError as error:
-            return self._lost(link, error)
-
-    def _meet(self) -> Reply:
-        """Take a link where there is none, and meet the history that it leads to; return what went wrong."""
-        appender = self._appender
-        try:
-            if self._link is None:
-                self._link = appender.links.take()
-            known = appender.rewriter.histories.get(self._call.partition)
-            if known is None or known[0] != self._link.identity:
-                appender.rewriter.meet(self._link.identity, self._call.partition)
-        except (redis.ResponseError, *NOT_EXECUTED) as error:
-            return self._refused(refusal(error))
-        except (redis.RedisError, RedisUnavailable) as error:
-            if self._link is not None:
-                appender.drop(self._link)
-            self._link = None
-            return Unsent(error)
-        return None
-
-    def _run_text(self, link: Link, command: tuple[Any, ...]) -> Reply:
-        try:
-            return link.command(b"EVAL", APPEND.text, *command[2:])  # type: ignore[no-any-return]
-        except (redis.ResponseError, *NOT_EXECUTED) as error:
-            return self._refused(refusal(error))
-        except redis.RedisError as error:
-            return self._lost(link, error)
-
-    def _refused(self, refused: Refused) -> Reply:
-        if refused.code in {"LOADING", "MASTERDOWN", "NOAUTH", "READONLY", "UNBLOCKED"} and self._link is not None:
-            self._appender.drop(self._link)
-            self._link = None
-        return self._appender.judged(self._call, refused, together=self._together)
-
-    def _lost(self, link: Link, error: Exception) -> Lost:
-        self._appender.suspect[self._call.partition] = self._appender.stamp()
-        self._appender.drop(link)
-        self._link = None
-        return Lost(error)
-
-    def _open_epoch(self) -> Reply:
-        link = self._link
-        try:
-            if link is None:
-                link = self._link = self._appender.links.take()
-            link.identify()
-            self._appender.rewriter.reconcile(self._call.partition)
-        except (redis.ResponseError, *NOT_EXECUTED) as error:
-            return self._refused(refusal(error))
-        except (redis.RedisError, RedisUnavailable) as error:
-            if link is not None:
-                self._appender.drop(link)
-            self._link = None
-            return Unsent(error)
-        return None
-
-    def _pause(self, attempt: int) -> bool:
-        now = time.monotonic()
-        if self._deadline is None:
-            self._deadline = now + self._appender.timeout_seconds
-        if now >= self._deadline:
-            return False
-        pause = min(PAUSE_SECONDS_MAX, PAUSE_SECONDS * 2.0 ** min(attempt, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries
-        time.sleep(min(pause, max(0.0, self._deadline - now)))
-        return True
+def _end(told: Any) -> bytes:
+    """Read the end of a log; ``0-0`` where there is none yet."""
+    if isinstance(told, redis.ResponseError):
+        return b"0-0"
+    return bytes(dict(zip(told[::2], told[1::2], strict=False))[b"last-generated-id"])

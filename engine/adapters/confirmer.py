@@ -19,6 +19,7 @@ from writebehind.engine.errors import (
     DatabaseUnavailable,
     DataLossDetected,
     DurabilityTimeout,
+    PoisonEntryError,
     RedisUnavailable,
 )
 
@@ -80,8 +81,8 @@ class Confirmer:
                 self._fsync = {link.identity: fsync}
             return fsync
 
-    def confirm(self, partition: int, entry_id: EntryID, identity: bytes, level: Durability, timeout: float) -> None:
-        """Wait until an entry is as durable as asked.
+    def confirm(self, partition: int, entry_id: EntryID, identity: bytes, level: Durability, timeout: float) -> bool:
+        """Wait until an entry is as durable as asked; return whether all entries of the partition before it are, too.
 
         Args:
             partition: the entry's partition.
@@ -93,15 +94,15 @@ class Confirmer:
         Raises:
             DurabilityTimeout: not in time.
             DataLossDetected: Redis lost it before it reached SQL.
+            PoisonEntryError: SQL refuses it.
             ConfigurationError: the servers cannot give the level.
             RedisUnavailable: Redis cannot be asked.
         """
         deadline = time.monotonic() + timeout
         if level is Durability.PERSISTED:
-            self._persisted(partition, entry_id, level, deadline)
-            return
+            return self._persisted(partition, entry_id, level, deadline)
         if level is Durability.ACCEPTED:
-            return
+            return True
         try:
             with self._links.link() as link:
                 if link.identity == identity and confirm(
@@ -113,40 +114,58 @@ class Confirmer:
                     replicas=self._replicas,
                     seconds=timeout,
                 ):
-                    return
+                    return True
                 moved = link.identity != identity
         except RedisUnavailable:
             moved = True
         if moved:
             # Another primary, or another history: only SQL, or the entry itself, can tell now.
-            self._persisted(partition, entry_id, level, deadline)
-            return
+            return self._persisted(partition, entry_id, level, deadline)
         raise self._late(level)
 
-    def _persisted(self, partition: int, entry_id: EntryID, level: Durability, deadline: float) -> None:
+    def _persisted(self, partition: int, entry_id: EntryID, level: Durability, deadline: float) -> bool:
         pause = PAUSE_SECONDS
         ask_sql_at = time.monotonic() + ASK_SQL_SECONDS
+        ask_letters_at = 0.0
         missed_at: float | None = None
         while True:
-            watermark = self._watermark(partition)
-            if watermark is not None and watermark.epoch == entry_id.epoch and watermark >= entry_id:
-                return
+            watermark, letters = self._watermark(partition)
+            passed = watermark is not None and watermark.epoch == entry_id.epoch and watermark >= entry_id
+            if passed and not letters:
+                return True
             now = time.monotonic()
             other = watermark is not None and watermark.epoch != entry_id.epoch
-            if other or now >= ask_sql_at or now >= deadline:
+            if not passed and (other or now >= ask_sql_at or now >= deadline):
                 ask_sql_at = now + ASK_SQL_SECONDS
-                if self._applied(partition, entry_id):
-                    return
-                if not self._missing(partition, entry_id):
+                passed = self._applied(partition, entry_id)
+                if passed or not self._missing(partition, entry_id):
                     missed_at = None
                 elif missed_at is None:
                     missed_at = now
                 elif now - missed_at >= CERTAIN_AFTER_SECONDS:
                     raise _lost(partition, entry_id)
+            if passed and (now >= ask_letters_at or now >= deadline):
+                # The offset has passed it: it is in its table, or among the dead letters, and no less durable there.
+                if level is not Durability.PERSISTED or not self._is_letter(partition, entry_id):
+                    return False
+                ask_letters_at = now + ASK_SQL_SECONDS
             if now >= deadline:
                 raise self._late(level)
             time.sleep(min(pause, max(0.0, deadline - now)))
             pause = min(2 * pause, PAUSE_SECONDS_MAX)
+
+    def _is_letter(self, partition: int, entry_id: EntryID) -> bool:
+        """Tell whether an entry that the offset has passed is a dead letter that may yet be applied by itself."""
+        try:
+            letter = self._rows.letter_of(self._keys.namespace, partition, entry_id)
+        except DatabaseUnavailable:
+            return True  # nobody knows
+        if letter is not None and letter.error is not None:
+            raise PoisonEntryError(
+                f"the write is accepted, but SQL refuses it: dead letter {letter.name}: {letter.error}",
+                "see 'writebehind dead-letters show'; later writes of its key wait behind it",
+            )
+        return letter is not None
 
     def _applied(self, partition: int, entry_id: EntryID) -> bool:
         try:
@@ -170,18 +189,19 @@ class Confirmer:
         ended = [base for base in lineage.values() if base is not None and base.epoch == entry_id.epoch]
         return entry_id.epoch not in lineage or any(base < entry_id for base in ended)
 
-    def _watermark(self, partition: int) -> EntryID | None:
+    def _watermark(self, partition: int) -> tuple[EntryID | None, bool]:
+        """Return the offset as published, and whether the partition may have dead letters."""
         try:
             with self._links.link() as link:
-                text = link.command("HGET", self._keys.metas[partition], "watermark")
+                text, letters = link.command("HMGET", self._keys.metas[partition], "watermark", "letters")
         except RedisUnavailable:
-            return None
+            return None, True
         except redis.ResponseError as error:
             if refusal(error).code in {"LOADING", "MASTERDOWN"}:
-                return None
+                return None, True
             raise RedisUnavailable(f"Redis refuses: {error}", "check the server and the user's permissions") from error
         try:
-            return EntryID.parse(text) if text else None
+            return EntryID.parse(text) if text else None, letters != b"0"
         except ValueError:
             raise damaged() from None
 

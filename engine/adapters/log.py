@@ -4,6 +4,7 @@ The consumer group gives delivery and visibility; the offset in SQL has the auth
 rolls back with a failover. Nothing here is trimmed above what SQL has.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from writebehind.engine.core.contiguity import damaged, parse_lineage
 from writebehind.engine.core.keys import Keys
 from writebehind.engine.core.payload import PayloadError, decode
 from writebehind.engine.core.positions import ORIGIN, EntryID
-from writebehind.engine.errors import ConfigurationError, RedisUnavailable
+from writebehind.engine.errors import ConfigurationError, LogDamaged, RedisUnavailable
 
 __all__ = ["GROUP", "Acknowledgement", "Log", "LogState", "RawEntry"]
+
+logger = logging.getLogger(__name__)
 
 GROUP = b"flushers"
 KEYS_PER_SCRIPT = 1000
@@ -42,6 +45,7 @@ class Acknowledgement:
         ttl_ms: time to live of a clean record in milliseconds, 0 for none.
         trim_below: entries below this ID may go, or None.
         flushed_rows: SQL operations to add to the partition's count.
+        letters: whether the partition may have dead letters.
     """
 
     partition: int
@@ -52,6 +56,7 @@ class Acknowledgement:
     ttl_ms: int
     trim_below: EntryID | None
     flushed_rows: int
+    letters: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +123,8 @@ class Log:
 
         Raises:
             RedisUnavailable: Redis cannot be read.
-            ConfigurationError: Redis refuses for good, or a meta hash is damaged.
+            LogDamaged: a log or a meta hash is not what the engine writes.
+            ConfigurationError: Redis refuses for good.
         """
         logs, metas = self._keys.logs, self._keys.metas
         commands: list[tuple[Any, ...]] = []
@@ -417,7 +423,7 @@ class Log:
                     )
             if done.offset != ORIGIN:
                 below = "" if done.trim_below is None else str(done.trim_below)
-                published = (done.offset.epoch, str(done.offset), below, done.flushed_rows)
+                published = (done.offset.epoch, str(done.offset), below, done.flushed_rows, int(done.letters))
                 commands.append(("EVALSHA", PUBLISH.sha, 2, log, meta, *published))
         with self._link() as link:
             replies = link.pipeline(commands)
@@ -427,17 +433,47 @@ class Log:
                 if isinstance(reply, redis.exceptions.NoScriptError)
             ]
             replies += link.pipeline(unknown)
+            replies = [
+                self._settle_singly(link, command) if _is_foreign(command, reply) else reply
+                for command, reply in zip([*commands, *unknown], replies, strict=True)
+            ]
         for reply in replies:
             if isinstance(reply, redis.ResponseError) and refusal(reply).code not in {"OOM", "NOSCRIPT"}:
                 raise _refused(reply) from reply
 
+    def _settle_singly(self, link: Link, command: tuple[Any, ...]) -> int:
+        """Settle records one by one, but for those whose keys hold something else: somebody else's, and left alone."""
+        _, _, count, *arguments = command
+        names, (ttl_ms, whole, *versions) = arguments[:count], arguments[count:]
+        singly = [
+            ("EVAL", SETTLE.text, 1, name, ttl_ms, int(number < whole), version)
+            for number, (name, version) in enumerate(zip(names, versions, strict=True))
+        ]
+        for name, reply in zip(names, link.pipeline(singly), strict=True):
+            if isinstance(reply, redis.ResponseError):
+                if refusal(reply).code != "WRONGTYPE":
+                    raise _refused(reply) from reply
+                logger.error("the key %s is not a record: find out who else writes to this namespace", name)
+        return len(names)
+
+
+def _is_foreign(command: tuple[Any, ...], reply: Any) -> bool:
+    """Tell whether records were not settled because the key of one of them is no hash."""
+    settling = command[1] in {SETTLE.sha, SETTLE.text}
+    return settling and isinstance(reply, redis.ResponseError) and refusal(reply).code == "WRONGTYPE"
+
 
 def _refused(error: redis.ResponseError) -> Exception:
     refused = refusal(error)
-    if refused.code in {"NOPERM", "WRONGTYPE", "ERR"}:
+    if refused.code == "WRONGTYPE":
+        return LogDamaged(
+            f"Redis refuses to serve the log: {refused.code} {refused.text}",
+            "another program has written to a key of the engine's",
+        )
+    if refused.code in {"NOPERM", "ERR"}:
         return ConfigurationError(
             f"Redis refuses to serve the log: {refused.code} {refused.text}",
-            "check the user's permissions and the keys",
+            "check the user's permissions",
         )
     return RedisUnavailable(f"Redis refuses to serve the log: {refused.code} {refused.text}", "tried again later")
 

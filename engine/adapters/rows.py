@@ -3,11 +3,19 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from writebehind.engine.adapters.control_tables import control, epochs, losses, namespaces, now_ms, partitions
+from writebehind.engine.adapters.control_tables import (
+    control,
+    dead_letters,
+    epochs,
+    losses,
+    namespaces,
+    now_ms,
+    partitions,
+)
 from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.adapters.sql_reasons import sql_reason
 from writebehind.engine.config import NamespaceSettings
@@ -47,6 +55,13 @@ class Applied:
         if sequence is None:
             return False
         return True if entry_id.sequence <= sequence else None
+
+
+class LetterState(NamedTuple):
+    """A dead letter: what the commands call it, and why SQL refuses it; None where it waits, or is tried again."""
+
+    name: str
+    error: str | None
 
 
 class Rows:
@@ -102,6 +117,28 @@ class Rows:
             DatabaseUnavailable: the database cannot be read.
         """
         return self.applied_of(namespace, [partition])[partition].covers(entry_id)
+
+    def letter_of(self, namespace: str, partition: int, entry_id: EntryID) -> LetterState | None:
+        """Return the dead letter that an entry is, or None.
+
+        Raises:
+            DatabaseUnavailable: the database cannot be read.
+        """
+        known = dead_letters.c
+        query = sa.select(known.place, known.failure, known.error, known.retry_until_ms).where(
+            known.namespace == namespace, known.partition == partition, known.entry_id == str(entry_id)
+        )
+        try:
+            with self._engine.connect() as connection:
+                row = connection.execute(query).first()
+        except sa.exc.SQLAlchemyError as error:
+            raise DatabaseUnavailable(
+                f"dead letters cannot be read from SQL: {sql_reason(error)}", "check the database"
+            ) from error
+        if row is None:
+            return None
+        refused = bool(row.failure) and not row.retry_until_ms
+        return LetterState(f"{partition}-{row.place}", row.error if refused else None)
 
     def applied_of(self, namespace: str, numbers: Sequence[int]) -> dict[int, Applied]:
         """Return what SQL has applied of some partitions.

@@ -8,16 +8,19 @@ Invariants:
 1. A call whose reply was lost is only ever repeated with the same call ID and as a retry, which finds the
    first attempt in the log or fences it off before it appends.
 2. An error that says "nothing was written" is raised only when that is certain; otherwise the error is
-   ``WriteOutcomeUnknown``.
+   ``WriteOutcomeUnknown``. It is certain again once a retry was refused after it has searched the log in vain and
+   fenced the lost attempts off, and the history is still the one that they were made in.
 3. No entry is appended under an epoch that began on another primary.
+4. A call that has waited, and of which nothing is written for certain, gets a new ID: it tells how old its entries are,
+   and they are as old as the attempt that was let in.
 
 ::
 
     run --Accepted--> done
      |--Refused TIMELINE--> open epoch --> run
      |--Refused FENCED--> run
-     |--Full (a limit on the backlog)--> pause --> run, or raise, or run whatever the limits say
- |--Refused, passing--> pause --> run
+     |--Full (the backlog, or Redis)--> pause --> run, or raise, or run whatever the limits say, or end for now
+     |--Refused, passing--> pause --> run
      |--Lost (sent, no reply)--> pause --> run as a retry
      |--Unsent--> pause --> run
      '--Refused, final--> raise
@@ -28,7 +31,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from writebehind.engine.config import Backpressure
-from writebehind.engine.core.pressure import Held
+from writebehind.engine.core.pressure import OUT_OF_MEMORY, Held
 from writebehind.engine.errors import (
     ConfigurationError,
     RedisUnavailable,
@@ -37,7 +40,20 @@ from writebehind.engine.errors import (
     WriteOutcomeUnknown,
 )
 
-__all__ = ["Call", "Effect", "Full", "Lost", "OpenEpoch", "Pause", "Refused", "Reply", "Run", "Unsent", "append"]
+__all__ = [
+    "Call",
+    "Effect",
+    "Full",
+    "Lost",
+    "OpenEpoch",
+    "Pause",
+    "Refused",
+    "Reply",
+    "Run",
+    "Unsent",
+    "append",
+    "exhausted",
+]
 
 
 @dataclass(slots=True)
@@ -46,7 +62,7 @@ class Call:
 
     Attributes:
         partition: number of the partition.
-        call_id: stem of the mutation IDs; the same on every attempt.
+        call_id: stem of the mutation IDs; the same on every attempt as long as one before may have been executed.
         entries: how many entries it appends.
         records: names of the record hashes, in the order of the operations.
         arguments: the script's arguments from the number of entries on.
@@ -62,10 +78,18 @@ class Call:
     payload_bytes: int
     through: bool = False
 
+    def begin(self, call_id: str) -> None:
+        """Be sent as if for the first time, since no attempt before was executed, or will be."""
+        self.call_id = call_id
+        self.through = False
+
 
 @dataclass(slots=True)
 class Run:
-    """Run the script. ``retry``: an earlier attempt may have been executed. ``through``: whatever the limits say."""
+    """Run the script. ``through``: whatever the limits say.
+
+    ``retry``: an earlier attempt may have been executed; if not, none was or will be, and the call may begin anew.
+    """
 
     retry: bool
     through: bool = False
@@ -96,19 +120,27 @@ class Refused:
 
 @dataclass(slots=True)
 class Full:
-    """A limit on what is not in SQL yet is reached; the call had no effect.
+    """There is no room: a limit on what is not in SQL yet is reached, or Redis is full. The call had no effect.
 
     Attributes:
         policy: what is to become of the call.
         partition: its partition.
-        held: what the script says.
+        held: what the script says, or Redis itself.
         retry_after_seconds: when there may be room again.
+        fenced_off: earlier attempts whose replies were lost have not been executed and never will be: the script has
+            looked for them and fenced them off, in the history that they were made in, before it refused this one.
     """
 
     policy: Backpressure
     partition: int
     held: Held
     retry_after_seconds: float
+    fenced_off: bool = False
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether Redis is full: then it can accept nothing, whatever the policy."""
+        return self.held.reason == OUT_OF_MEMORY
 
 
 @dataclass(slots=True)
@@ -137,7 +169,6 @@ PASSING = frozenset(
         "MASTERDOWN",
         "MISCONF",
         "NOREPLICAS",
-        "OOM",
         "READONLY",
         "TIMELINE",
         "TRYAGAIN",
@@ -147,8 +178,15 @@ PASSING = frozenset(
 """Refusals before any effect that another try may overcome."""
 
 
-def append() -> Generator[Effect, Reply, bytes]:
-    """Append one call's entries once and return the ID of its last entry.
+def append(*, together: bool = False) -> Generator[Effect, Reply, bytes | Full]:
+    """Append one call's entries once.
+
+    Args:
+        together: it is one of several calls, none of which has to wait where another one finds no room.
+
+    Returns:
+        The ID of the last entry; or, for one of several calls, why there is no room now: nothing is written, and it
+        has to be sent again as if for the first time.
 
     Raises:
         RedisUnavailable: time ran out; nothing was written.
@@ -164,39 +202,63 @@ def append() -> Generator[Effect, Reply, bytes]:
         reply = yield Run(retry=lost is not None, through=through)
         if type(reply) is bytes:
             return reply
-        if isinstance(reply, Full) and reply.policy is Backpressure.WRITE_THROUGH and not through:
-            through = True
-            continue
         if isinstance(reply, Refused) and reply.code == "TIMELINE":
             reply = yield OpenEpoch()
             if reply is None and attempt == 0:
                 attempt = 1
                 continue
+        lost = still_lost(reply, lost)
+        if isinstance(reply, Full):
+            if reply.policy is Backpressure.WRITE_THROUGH and not (through or reply.out_of_memory):
+                through = True
+                continue
+            if together and lost is None and reply.policy is not Backpressure.REJECT:
+                return reply
+        if (error := hopeless(reply, lost)) is not None:
+            raise error
         attempt += 1
-        if isinstance(reply, Lost):
-            lost = reply.error
-        elif isinstance(reply, Refused) and reply.code not in PASSING:
-            raise final(reply, lost)
-        elif isinstance(reply, Full) and reply.policy is Backpressure.REJECT:
-            raise exhausted(reply, lost)
         if (yield Pause(attempt)) is False:
             raise exhausted(reply, lost)
 
 
-def exhausted(reply: Reply, lost: Exception | None) -> WriteBehindError:
-    """Return the error for a write that ran out of time."""
+def hopeless(reply: Reply, lost: Exception | None) -> WriteBehindError | None:
+    """Return the error for a reply after which no further try is made, or None."""
+    if isinstance(reply, Refused) and reply.code not in PASSING:
+        return final(reply, lost)
+    if isinstance(reply, Full) and reply.policy is Backpressure.REJECT:
+        return exhausted(reply, lost)
+    return None
+
+
+def still_lost(reply: Reply, lost: Exception | None) -> Exception | None:
+    """Return why nothing is known of an attempt, or None where each one is known not to have been executed."""
+    if isinstance(reply, Lost):
+        return reply.error
+    return None if isinstance(reply, Full) and reply.fenced_off else lost
+
+
+def exhausted(reply: Reply, lost: Exception | None = None) -> WriteBehindError:
+    """Return the error for a write that ran out of time, or will not wait.
+
+    Args:
+        reply: the last one.
+        lost: why nothing is known of an attempt, if that is so.
+    """
     if lost is not None:
         return WriteOutcomeUnknown(
             f"the reply to a write was lost ({lost}) and Redis could not be asked again in time",
             "the write may be in the log; read the record before you repeat it",
         )
     if isinstance(reply, Full):
+        if reply.out_of_memory and reply.policy is not Backpressure.REJECT:
+            return RedisUnavailable(
+                "Redis refuses writes: it is out of memory", "nothing was written; flushing frees some, try later"
+            )
         return reply.held.error(reply.partition, reply.retry_after_seconds)
     if isinstance(reply, Refused):
-        hint = (
-            "Redis is out of memory: flushing frees some" if reply.code == "OOM" else "nothing was written; try later"
+        return RedisUnavailable(
+            f"Redis refuses writes: {reply.code} {reply.text}".rstrip(), "nothing was written; try later"
         )
-        return RedisUnavailable(f"Redis refuses writes: {reply.code} {reply.text}".rstrip(), hint)
     cause = reply.error if isinstance(reply, Lost | Unsent) else "the primary kept changing"
     return RedisUnavailable(f"Redis cannot be reached: {cause}", "nothing was written; try later")
 

@@ -27,7 +27,7 @@ from copy import copy
 from typing import Any, Final
 
 from writebehind.engine.core.payload import Op
-from writebehind.engine.errors import ConfigurationError, PoisonEntryError
+from writebehind.engine.errors import PoisonEntryError
 
 __all__ = ["Changes", "TableChanges", "Update"]
 
@@ -171,7 +171,6 @@ class TableChanges:
         """Merge one mutation that ``accepts`` has let through. Owns ``values`` from now on.
 
         Raises:
-            ConfigurationError: a column that is not declared is incremented; nothing has changed.
             PoisonEntryError: a column that is not numeric is incremented; nothing has changed.
             ValidationError: an increment leaves the column's range; nothing has changed.
             ValueError: the operation is unknown; nothing has changed.
@@ -312,10 +311,9 @@ class TableChanges:
             adder = adders.get(name)
             if adder is None:
                 if self._columns and name not in self._columns:
-                    raise ConfigurationError(
-                        f"the log increments {name!r}, which this flusher's declaration does not have",
-                        "run flushers at least as new as the writers, or restore the column in the model",
-                    )
+                    # Whoever writes it to SQL does what the table's policy says about columns that are not declared.
+                    sums[name] = delta
+                    continue
                 raise PoisonEntryError(f"column {name} is not numeric and cannot be incremented")
             sums[name] = adder(amounts.get(name), delta)
         return sums

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from writebehind.engine.core.positions import ORIGIN, EntryID
-from writebehind.engine.errors import ConfigurationError
+from writebehind.engine.errors import LogDamaged
 
 __all__ = ["Lineage", "Step", "ahead", "backlog", "begin", "damaged", "end_of", "parse_lineage", "step"]
 
@@ -156,7 +156,7 @@ def parse_lineage(meta: Mapping[bytes, bytes]) -> dict[int, EntryID | None]:
     """Read the lineage from a partition's meta hash: ``lineage:<epoch>`` is ``<last ID before>@<milliseconds>``.
 
     Raises:
-        ConfigurationError: it is none. What it says would otherwise lead in a circle.
+        LogDamaged: it is none. What it says would otherwise lead in a circle.
     """
     lineage: dict[int, EntryID | None] = {}
     try:
@@ -172,9 +172,9 @@ def parse_lineage(meta: Mapping[bytes, bytes]) -> dict[int, EntryID | None]:
     return lineage
 
 
-def damaged() -> ConfigurationError:
+def damaged() -> LogDamaged:
     """Return the error for a meta hash that the engine has not written so."""
-    return ConfigurationError(
+    return LogDamaged(
         "the meta hash of a partition in Redis does not hold what the engine writes",
         "another program has changed it: with its epoch and its lineage:... fields the partition loses its history",
     )

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 __all__ = ["ORIGIN", "EntryID"]
 
+NUMBER_MAX = 2**63 - 1
+
 
 class EntryID(NamedTuple):
     """A position in a partition's log.
@@ -26,10 +28,13 @@ class EntryID(NamedTuple):
         """Read ``<epoch>-<sequence>`` as Redis gives it.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: it is something else, or beyond what SQL can hold.
         """
         epoch, _, sequence = (text.decode("ascii") if isinstance(text, bytes) else text).partition("-")
-        return cls(int(epoch), int(sequence))
+        found = cls(int(epoch), int(sequence))
+        if not (0 <= found.epoch <= NUMBER_MAX and -1 <= found.sequence <= NUMBER_MAX):
+            raise ValueError("an entry ID beyond 63 bits")
+        return found
 
     def next(self) -> "EntryID":
         """Return the position after this one in the same epoch."""

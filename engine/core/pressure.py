@@ -98,6 +98,8 @@ class Drainage:
             held: why it takes no more.
             now: on the monotonic clock.
         """
+        if held.reason == OUT_OF_MEMORY:
+            return RETRY_SECONDS
         at, before = self._seen.get(partition, (now, held.backlog))
         if now - at > FORGET_SECONDS or before <= held.backlog:
             at, before = now, held.backlog

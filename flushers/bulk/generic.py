@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.core.coalescing import TableChanges, Update
+from writebehind.engine.core.wire_types import misfit
 from writebehind.engine.errors import PoisonEntryError
 from writebehind.flushers.bulk.grouping import Assignment, Row, rows_by_columns, updates_by_assignment
 from writebehind.flushers.bulk.statements import Target, bound_rows
@@ -44,9 +45,13 @@ class GenericPath:
         self._insert_all(connection, declared, changes.appended)
         self._insert_all(connection, declared, changes.inserts.values())
         for columns, rows in rows_by_columns(declared, changes.puts.values()).items():
+            self._check(declared, columns, rows)
             self._put(connection, declared, columns, self._sorted(declared, rows, itemgetter))
         absent = 0
         for assignment, updates in updates_by_assignment(declared, changes.updates.values()).items():
+            # Increments were added up by type.
+            self._check(declared, assignment.sets, [update.sets for update in updates])
+            self._check(declared, self._target(declared).key, [update.key for update in updates])
             missing = self._update(connection, declared, assignment, self._sorted(declared, updates, _update_key))
             created = [update.missing for update in missing if update.missing is not None]
             self._insert_all(connection, declared, created)
@@ -59,7 +64,25 @@ class GenericPath:
         Durability, Repeat, Crash: see ``BulkPath``.
         """
         if changes.deletes:
-            self._delete(connection, declared, list(changes.deletes.values()))
+            keys = list(changes.deletes.values())
+            self._check(declared, self._target(declared).key, keys)
+            self._delete(connection, declared, keys)
+
+    def _check(self, declared: DeclaredTable, columns: Sequence[str], rows: Sequence[Row]) -> None:
+        """Refuse values whose types are not those of their columns, before anything is done with them.
+
+        Raises:
+            PoisonEntryError: there are such.
+        """
+        for name in columns:
+            column = declared.plan.columns[name]
+            found = misfit(column, rows)
+            if found is not None:
+                raise PoisonEntryError(
+                    f"column {name} of table {declared.entity.name} is declared as {column.kind.value}, "
+                    f"and an entry holds {found.value} for it",
+                    "no writer with this declaration makes such: replay it with a correction, or discard it",
+                )
 
     def _sorted(
         self, declared: DeclaredTable, items: list[_Item], key_of: Callable[..., Callable[[_Item], Any]]
@@ -71,6 +94,7 @@ class GenericPath:
 
     def _insert_all(self, connection: sa.Connection, declared: DeclaredTable, rows: Iterable[Row]) -> None:
         for columns, group in rows_by_columns(declared, rows).items():
+            self._check(declared, columns, group)
             self._insert(connection, declared, columns, group)
 
     def _insert(

@@ -17,6 +17,11 @@ __all__ = ["Assignment", "Row", "rows_by_columns", "updates_by_assignment"]
 
 logger = logging.getLogger(__name__)
 
+SAID_MAX = 1_000
+"""Warnings about ignored columns, each given once: names come from the log, and may be anything."""
+
+_said: set[str] = set()
+
 Row = dict[str, Any]
 """Wire values by column name."""
 
@@ -85,7 +90,9 @@ def _refuse(declared: DeclaredTable, unknown: Sequence[str]) -> None:
         "which this flusher's declaration does not have"
     )
     if declared.unknown_columns is UnknownColumns.IGNORE:
-        logger.warning("%s: their values are not written", what)
+        if what not in _said and len(_said) < SAID_MAX:
+            _said.add(what)
+            logger.warning("%s: their values are not written", what)
         return
     kind = PoisonEntryError if declared.unknown_columns is UnknownColumns.DEAD_LETTER else ConfigurationError
     raise kind(what, "run flushers at least as new as the writers, or restore the column in the model")

@@ -30,8 +30,8 @@ class BulkPath(Protocol):
 
         Raises:
             ConfigurationError: an entry names a column that the table's declaration does not have.
-            PoisonEntryError: keys that differ on the wire are equal in the database; halves of the
-                batch may pass.
+            PoisonEntryError: keys that differ on the wire are equal in the database, or a value is not of its
+                column's type; halves of the batch may pass.
             sqlalchemy.exc.DBAPIError: what the driver raised, IntegrityError for any row that exists
                 under another key.
         """
@@ -41,6 +41,7 @@ class BulkPath(Protocol):
         """Delete the rows of ``changes.deletes``; a row that is not there is no error.
 
         Raises:
+            PoisonEntryError: a key is not of its column's type.
             sqlalchemy.exc.DBAPIError: what the driver raised.
         """
         ...

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.core.coalescing import TableChanges, Update
+from writebehind.engine.core.columns import Kind
 from writebehind.engine.errors import ConfigurationError, PoisonEntryError, TransientError
 from writebehind.flushers.bulk.grouping import Assignment, Row
 from writebehind.flushers.bulk.screening import Check, checks_of, refused
@@ -32,6 +33,12 @@ _Item = TypeVar("_Item")
 
 COPY_ROWS_MIN: Final = 100
 """Below, executemany is as fast, and a rare shape of rows costs no temporary table."""
+
+REFUSED_BY_DRIVER: Final = frozenset(
+    {Kind.INTEGER, Kind.TEXT, Kind.ENUM, Kind.DATETIME, Kind.DATETIME_UTC, Kind.BYTES, Kind.UUID}
+)
+"""Kinds for which psycopg's COPY, in C as in Python, raises on values of another one. For a time or an interval, in C,
+it writes whatever is in the memory where that should be; for a boolean anything is true."""
 
 STAGINGS_MAX: Final = 1_000
 """Prepared texts kept, over all tables."""
@@ -68,6 +75,13 @@ class CopyPath(UpsertPath):
     ) -> list[_Item]:
         # Of what goes by COPY, the database sorts what needs it, at less cost.
         return items if len(items) >= COPY_ROWS_MIN else super()._sorted(declared, items, key_of)
+
+    def _check(self, declared: DeclaredTable, columns: Sequence[str], rows: Sequence[Row]) -> None:
+        # What the driver refuses itself costs nothing here; tried apart, it is refused by name.
+        if len(rows) >= COPY_ROWS_MIN:
+            kinds = declared.plan.columns
+            columns = [name for name in columns if kinds[name].kind not in REFUSED_BY_DRIVER]
+        super()._check(declared, columns, rows)
 
     def _insert(
         self, connection: sa.Connection, declared: DeclaredTable, columns: tuple[str, ...], rows: list[Row]

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from writebehind.engine import WriteBehind
 from writebehind.engine.errors import ValidationError
-from writebehind.flushers.cli import Target, target_options
+from writebehind.flushers.cli import Target, say, target_options
 from writebehind.flushers.commands.letter_requests import Asked
 from writebehind.flushers.commands.letter_text import Chain, Loss, described, left, tabulated
 from writebehind.flushers.commands.moments import as_moment
@@ -148,7 +148,7 @@ def list_(app: WriteBehind, *, tables: frozenset[str], limit: int, as_json: bool
     if len(found) > limit:
         click.echo(f"and more: --limit is {limit}")
     for line in left(counts(app), none_match=not found):
-        click.echo(line)
+        say(line)
 
 
 def _print_json(app: WriteBehind, wanted: LetterFilter, limit: int) -> None:
@@ -184,7 +184,7 @@ def show(app: WriteBehind, *, tables: frozenset[str], letter: str, with_values: 
         click.echo(json.dumps(found.as_json(with_values=with_values) | neighbours))
         return
     for line in described(found, before, following, with_values=with_values):
-        click.echo(line)
+        say(line)
 
 
 @dead_letters.command()
@@ -212,14 +212,14 @@ def replay(
     """Have letters tried again, each with those that wait behind it, in the order of the log.
 
     Name letters, or give filters or --all: then those that SQL refused are taken, and what waits behind them follows by
-    itself. Safe to repeat and to kill. With --wait, ends with 0 when all were applied, 1 when SQL refused some again, 2
-    when no flusher has come to some in time.
+    itself. Safe to repeat and to kill. With --wait, ends with 0 when all were resolved, 1 when SQL refused some again,
+    2 when no flusher has come to some in time.
     """
     choice = _choice(app, letters, _filter(tables, **filters), everything=everything)
     texts = _pairs(corrections)
     if texts and len(choice.ids) != 1:
         raise click.UsageError("--set goes with one letter that is named")
-    asked = Asked(app, as_json=as_json, done="applied")
+    asked = Asked(app, as_json=as_json, done="resolved")
     for chunk in _chunks(choice.letters(app)):
         able = [letter for letter in chunk if choice.ids or letter.replayable]
         asked.unable += len(chunk) - len(able)
@@ -258,7 +258,7 @@ def discard(
             raise click.UsageError("--json goes with --yes: there is nobody to ask")
         loss = Loss.of(choice.letters(app))
         for line in loss.lines():
-            click.echo(line)
+            say(line)
         if loss.total:
             click.confirm("Give them up for good?", abort=True)
     asked = Asked(app, as_json=as_json, done="discarded")

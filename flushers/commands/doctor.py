@@ -13,6 +13,7 @@ import click
 from writebehind.engine import Durability, WriteBehind
 from writebehind.engine.core.finding import Finding, Severity
 from writebehind.engine.core.prediction import Extent, Prediction
+from writebehind.engine.core.printable import printable
 from writebehind.flushers.cli import with_app
 from writebehind.flushers.config import FlusherSettings
 from writebehind.recovery.doctor import Diagnosis
@@ -81,9 +82,9 @@ def _servers(found: Diagnosis) -> Iterator[str]:
     redis, sql, state = found.facts.redis, found.facts.sql, found.facts.namespace
     if redis is not None:
         version = "?" if redis.version is None else ".".join(map(str, redis.version))
-        yield f"{redis.product or 'Redis'} {version} at {redis.address}"
+        yield printable(f"{redis.product or 'Redis'} {version} at {redis.address}")
     if sql is not None:
-        yield f"{sql.dialect} {sql.version or '?'} at {sql.address}"
+        yield printable(f"{sql.dialect} {sql.version or '?'} at {sql.address}")
     if state.backlog_entries is not None and state.lag_seconds is not None:
         yield (
             f"{state.backlog_entries:,} entries not in SQL, the oldest for {state.lag_seconds:.1f} s; "
@@ -127,6 +128,6 @@ def loss(prediction: Prediction) -> str:
 
 def _wrapped(first: str, text: str, width: int) -> list[str]:
     return textwrap.wrap(
-        text, width, initial_indent=first, subsequent_indent=" " * len(first),
+        printable(text), width, initial_indent=first, subsequent_indent=" " * len(first),
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip

@@ -9,6 +9,7 @@ import click
 
 from writebehind.engine import WriteBehind
 from writebehind.engine.receipts import Receipt
+from writebehind.flushers.cli import say
 from writebehind.flushers.commands.letter_text import left
 from writebehind.recovery.dead_letters import counts
 from writebehind.recovery.letters import DeadLetter, LetterID
@@ -91,7 +92,7 @@ class Asked:
     def _print(self, became: Mapping[LetterID, tuple[str, str]], missing: Sequence[LetterID], *, waited: bool) -> None:
         for letter_id, (fate, detail) in became.items():
             loud = fate.upper() + " again" if fate == Fate.REFUSED.value else fate
-            click.echo(f"{letter_id}  {self._subjects[letter_id]}: {loud}{': ' if detail else ''}{detail}")
+            say(f"{letter_id}  {self._subjects[letter_id]}: {loud}{': ' if detail else ''}{detail}")
         for letter_id in missing:
             click.echo(f"{letter_id}  there is no such letter: it was applied or discarded before, or never was")
         if self.unable:
@@ -107,4 +108,4 @@ class Asked:
             told = [f"{sum(fate == word for fate, _ in became.values())} {word}" for word in (self._done, *STILL_THERE)]
             click.echo(", ".join(each for each in told if not each.startswith("0 ")))
             for line in left(counts(self._app), none_match=False):
-                click.echo(line)
+                say(line)

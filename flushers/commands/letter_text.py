@@ -9,6 +9,7 @@ from typing import Any, Final, Self, assert_never
 from rich.table import Table
 from rich.text import Text
 
+from writebehind.engine.core.printable import printable
 from writebehind.recovery.letters import DeadLetter, LetterChange, LetterCounts, LetterState
 
 __all__ = ["Chain", "Loss", "described", "left", "tabulated"]
@@ -105,9 +106,9 @@ def tabulated(letters: Iterable[DeadLetter]) -> Table:
         name, key_text = letter.records[0] if letter.changes else ("?", "?")
         more = f" +{len(letter.records) - 1}" if len(letter.records) > 1 else ""
         table.add_row(
-            *map(
-                Text,
-                (
+            *(
+                Text(printable(cell))
+                for cell in (
                     str(letter.letter_id),
                     name,
                     (key_text or "(new row)") + more,
@@ -116,7 +117,7 @@ def tabulated(letters: Iterable[DeadLetter]) -> Table:
                     moment(letter.dead_ms),
                     str(letter.attempts),
                     _said(letter),
-                ),
+                )
             )
         )
     return table

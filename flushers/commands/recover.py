@@ -6,7 +6,7 @@ import sys
 import click
 
 from writebehind.engine import WriteBehind
-from writebehind.flushers.cli import with_app
+from writebehind.flushers.cli import say, with_app
 from writebehind.flushers.draining import drain
 from writebehind.flushers.flusher import Flusher
 from writebehind.flushers.inspection import Status
@@ -75,7 +75,8 @@ def _print(app: WriteBehind, concerns: list[Concern], rewritten: FromCache | Non
     if not concerns:
         click.echo(f"namespace {app.keys.namespace}: nothing is wrong")
     for concern in concerns:
-        click.echo(f"partition {concern.partition}: {concern.what}.\n    What happens: {concern.then}.")
+        say(f"partition {concern.partition}: {concern.what}.")
+        say(f"    What happens: {concern.then}.")
     if rewritten is not None:
         verb = "were" if after is not None else "would be"
         click.echo(
@@ -90,4 +91,4 @@ def _print(app: WriteBehind, concerns: list[Concern], rewritten: FromCache | Non
     lost = sum(concern.lost_entries for concern in concerns)
     click.echo(f"done: {after.backlog} entries remain, {lost} were found missing")
     for row in after.halted:
-        click.echo(f"partition {row.partition} HALTED: {row.halted}")
+        say(f"partition {row.partition} HALTED: {row.halted}")

@@ -2,9 +2,10 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import chain
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,8 +15,7 @@ from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, Tim
 from rich.progress import Progress as Bar
 
 from writebehind.engine import WriteBehind
-from writebehind.engine.core.printable import printable
-from writebehind.flushers.cli import Target, target_options
+from writebehind.flushers.cli import Target, say, target_options
 from writebehind.recovery.comparison import Verdict
 from writebehind.recovery.findings import Finding, Verification
 from writebehind.recovery.log_audit import LogAudit
@@ -147,13 +147,13 @@ def _print(app: WriteBehind, found: Verification, mending: Repair | None, *, as_
         if count or verdict is Verdict.AGREES:
             click.echo(f"{count:>9} {MEANINGS[verdict]}")
     for table, total in found.totals.items():
-        click.echo(f"table {table} has {total} records in Redis")
+        say(f"table {table} has {total} records in Redis")
     click.echo(f"log: {sum(log.backlog for log in found.logs)} entries on their way to SQL")
     for log in found.logs:
         for line in _log_lines(log):
-            click.echo(f"partition {log.partition}: {line}")
-    for finding in found.findings:
-        click.echo(_finding_line(finding))
+            say(f"partition {log.partition}: {line}")
+    for line in chain.from_iterable(map(_finding_lines, found.findings)):
+        say(line)
     unlisted = found.wrong - len(found.findings)
     if unlisted > 0:
         click.echo(f"and {unlisted} more; see --limit")
@@ -177,7 +177,7 @@ def _log_lines(log: LogAudit) -> list[str]:
         listed = ", ".join(log.unreadable_ids)
         lines.append(f"{log.unreadable} entries that no flusher of these tables can read: {listed}")
     if log.orphaned:
-        listed = ", ".join(printable(f"{table}:{key}") for table, key in log.orphans)
+        listed = ", ".join(f"{table}:{key}" for table, key in log.orphans)
         lines.append(
             f"{log.orphaned} records were deleted in Redis before SQL had them; reads are stale until flushed: {listed}"
         )
@@ -186,12 +186,11 @@ def _log_lines(log: LogAudit) -> list[str]:
     return lines
 
 
-def _finding_line(finding: Finding) -> str:
+def _finding_lines(finding: Finding) -> Iterator[str]:
     where = "" if finding.partition is None else f" (partition {finding.partition}, {finding.state}, {finding.version})"
-    line = f"{finding.verdict.value.upper():<10} {printable(finding.name)}{where}: {finding.detail}"
+    yield f"{finding.verdict.value.upper():<10} {finding.name}{where}: {finding.detail}"
     for column, (in_redis, in_sql) in (finding.values or {}).items():
-        line += f"\n{'':<11}{column}: Redis has {in_redis!r}, SQL has {in_sql!r}"
-    return line
+        yield f"{'':<11}{column}: Redis has {in_redis!r}, SQL has {in_sql!r}"
 
 
 def _print_repair(mending: Repair, *, done: bool) -> None:

@@ -16,7 +16,7 @@ import pytest
 import redis
 import sqlalchemy as sa
 
-from writebehind.engine import BacklogFull, Backpressure, EngineSettings, WriteBehind
+from writebehind.engine import BacklogFull, Backpressure, EngineSettings, PoisonEntryError, WriteBehind
 from writebehind.engine.adapters.control_tables import partitions
 from writebehind.engine.core.partitioning import partition_of
 from writebehind.engine.receipts import Receipt
@@ -338,7 +338,7 @@ def test_flushers_end_when_their_parent_is_killed(shop: Shop) -> None:
 
 
 def test_status_for_people_and_for_scripts(shop: Shop) -> None:
-    """Backlog, lag, offsets and holders, in both forms."""
+    """Backlog, lag, offsets and holders, in each form."""
     receipts = shop.put(KEYS)
     found = shop.status()
     assert (found["namespace"], found["backlog"], found["flushers"]) == (shop.namespace, len(KEYS), 0)
@@ -349,6 +349,9 @@ def test_status_for_people_and_for_scripts(shop: Shop) -> None:
     text = shop.call("status").splitlines()
     assert text[0].startswith(f"namespace {shop.namespace}: backlog {len(KEYS)} entries, lag ")
     assert len(text) == 2 + PARTITIONS
+    figures = shop.call("status", "--metrics").splitlines()
+    backlogs = [line.rpartition(" ")[2] for line in figures if line.startswith("writebehind_backlog_entries{")]
+    assert sum(map(int, backlogs)) == len(KEYS)
     with shop.running() as daemon:
         for receipt in receipts:
             receipt.wait()
@@ -623,8 +626,9 @@ def test_a_refused_entry_costs_its_key_only(
     with shop.running() as daemon:
         with shop.engine.batch() as batch:
             receipts = {key: batch.put(accounts, records[key]) for key in KEYS}
-        for receipt in receipts.values():
-            receipt.wait()
+        for key, receipt in receipts.items():
+            with contextlib.nullcontext() if key != 7 else pytest.raises(PoisonEntryError):
+                receipt.wait()
         daemon.wait_for("DEAD LETTER ")
         daemon.wait_for(f"SQL refuses entry {receipts[7].entry_id} of accounts")
         found = shop.status()

@@ -220,7 +220,7 @@ def test_replay_asks_the_flushers(shop: Shop) -> None:
 
 
 def test_replay_says_what_became_of_each(shop: Shop) -> None:
-    """0 when all were applied, 1 when some were refused again, 2 when no flusher has come to some."""
+    """0 when all were resolved, 1 when some were refused again, 2 when no flusher has come to some."""
     text = shop.letters("replay", "0-0", "--wait", "0", code=2)
     assert "0-0  accounts 1: pending: no flusher has come to it yet" in text
     assert "1 pending" in text
@@ -240,7 +240,7 @@ def test_replay_says_what_became_of_each(shop: Shop) -> None:
     shop.apply(0)
     out, err = command.communicate(timeout=SECONDS_MAX)
     assert command.returncode == 0, err
-    assert [each["became"] for each in json.loads(out)["asked"]] == ["applied", "applied"]
+    assert [each["became"] for each in json.loads(out)["asked"]] == ["resolved", "resolved"]
 
 
 def test_discard_says_what_is_lost_and_asks(shop: Shop) -> None:

@@ -19,6 +19,7 @@ from writebehind.engine.adapters.declaration import DeclaredTable, declare
 from writebehind.engine.core.coalescing import Changes, TableChanges
 from writebehind.engine.core.payload import Op
 from writebehind.engine.core.values import JsonText
+from writebehind.engine.core.wire_types import misfit
 from writebehind.engine.errors import ConfigurationError, PoisonEntryError
 from writebehind.flushers.bulk import bulk_path, in_foreign_key_order, postgresql, staging, statements
 from writebehind.flushers.bulk.generic import GenericPath
@@ -510,6 +511,56 @@ def test_unknown_columns_halt(world: World, op: Op) -> None:
     with pytest.raises(ConfigurationError, match="nickname of table people") as caught:
         world.flush(declared, coalesced(declared, (op, "1", {**person(1), "nickname": "a"})))
     assert caught.value.hint
+
+
+WIRE_VALUES = (
+    5,
+    1.5,
+    Decimal("1.5"),
+    "text",
+    '"text"',
+    True,
+    date(2020, 1, 2),
+    time(1, 2),
+    datetime(2020, 1, 2, 5),  # noqa: DTZ001 - without a time zone
+    datetime(2020, 1, 2, 5, tzinfo=UTC),
+    timedelta(1),
+    b"0123456789abcdef",
+    JsonText("[1]"),
+    UUID(int=5),
+)
+
+
+@pytest.mark.parametrize("op", [Op.PUT, Op.PATCH])
+def test_values_of_another_type(world: World, op: Op) -> None:
+    """They are refused, by names and not by value, before the database or its driver makes something else of them."""
+    declared = world.declare(everything(sa.MetaData()))
+    world.flush(declared, puts(declared, {"id": 1, "name": "before"}))
+    before = world.rows(declared)
+    for column in declared.entity.columns[1:]:
+        for value in WIRE_VALUES:
+            found = misfit(column, [{column.name: value}])
+            if found is None:
+                continue
+            with pytest.raises(Exception) as caught:  # noqa: PT011 - what COPY refuses has the driver's classes
+                world.flush(declared, coalesced(declared, (op, "1", {"id": 1, column.name: value})))
+            if not isinstance(world.path, CopyPath) or column.kind not in postgresql.REFUSED_BY_DRIVER:
+                assert isinstance(caught.value, PoisonEntryError)
+                said = str(caught.value)
+                assert f"column {column.name} of table everything is declared as {column.kind.value}" in said
+                assert f"holds {found.value} for" in said
+    assert world.rows(declared) == before
+
+
+def test_keys_of_another_type(world: World) -> None:
+    """They find no row, also where the database would take them for another key: MySQL takes a text for 0."""
+    declared = world.declare(people(sa.MetaData()))
+    world.flush(declared, puts(declared, person(0), person(2)))
+    for op in (Op.DELETE, Op.PATCH):
+        for key in ("text", 1.5):
+            with pytest.raises((PoisonEntryError, TypeError, DBAPIError)):
+                world.flush(declared, coalesced(declared, (op, "x", {"id": key, "email": "forged"})))
+    assert list(world.rows(declared).values()) == [person(0), person(2)]
 
 
 def test_what_the_database_refuses(world: World) -> None:

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 
 import pytest
 import sqlalchemy as sa
 
-from refusing import World, accounts, events, orders, until
+from refusing import DEADLINE_SECONDS, World, accounts, events, orders, until
 from running import flushing
 from writebehind.engine import WriteBehind
-from writebehind.flushers import FlusherSettings, status
+from writebehind.flushers import FlusherSettings, drain, initialise, status
+from writebehind.recovery import dead_letters
 
 QUICK = FlusherSettings(linger_seconds=0, lease_ttl_seconds=1, halt_retry_seconds=0.1, foreign_key_seconds=0)
 KEYS = range(1, 150)  # as many as go by COPY where they are not tried apart
@@ -83,6 +85,23 @@ def test_a_migration_that_is_not_through(world: World, kind: str) -> None:
     assert (world.letters(), last.halted) == ([], [])
 
 
+def test_a_text_that_is_a_uuid_now(redis_url: str, mariadb_url: str, namespace: str) -> None:
+    """A migration to a type that takes texts of a form of its own sets nothing aside either."""
+    world = World(redis_url, mariadb_url, namespace, 1)
+    with world.app:
+        world.drain()
+        execute(world, ["ALTER TABLE accounts CHANGE owner parked varchar(20), ADD owner uuid"])
+        with flushing(world.app, QUICK):
+            world.put(1)
+            until(lambda: len(status(world.app).halted) == 1)
+            (halted,) = status(world.app).halted
+            assert "column owner of table accounts is declared as text, and is UUID in SQL" in str(halted.halted)
+            execute(world, ["ALTER TABLE accounts DROP owner, CHANGE parked owner varchar(20)"])
+            until(lambda: status(world.app).backlog == 0)
+        assert world.balances() == {1: 1}
+        assert (world.letters(), world.told) == ([], [])
+
+
 def test_other_partitions_flow(redis_url: str, sqlite_url: str, namespace: str) -> None:
     """A table that is missing holds up the partitions with its writes, and no others."""
     world = World(redis_url, sqlite_url, namespace, 4)
@@ -147,3 +166,98 @@ def test_a_permission_that_is_missing(
             until(lambda: status(world.app).backlog == 0)
         assert world.balances() == {key: key for key in KEYS}
         assert (world.letters(), status(world.app).halted) == ([], [])
+
+
+# What is a value's fault all the same: these cost their own key, and halt nothing.
+
+NOT_NULL = {
+    "sqlite": [AWAY, ANEW.format("TEXT NOT NULL", "")],
+    "postgresql": ["ALTER TABLE accounts ALTER owner SET NOT NULL"],
+    "mariadb": ["ALTER TABLE accounts MODIFY owner varchar(20) NOT NULL"],
+}
+AUDITED = {
+    "sqlite": [
+        "CREATE TABLE audit (id INTEGER PRIMARY KEY, who TEXT NOT NULL)",
+        "CREATE TRIGGER auditing AFTER INSERT ON accounts BEGIN INSERT INTO audit (who) VALUES (NEW.owner); END",
+    ],
+    "postgresql": [
+        "CREATE TABLE audit (id serial PRIMARY KEY, who text NOT NULL)",
+        """CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+           INSERT INTO audit (who) VALUES (NEW.owner); RETURN NEW; END $$""",
+        "CREATE TRIGGER auditing AFTER INSERT ON accounts FOR EACH ROW EXECUTE FUNCTION note()",
+    ],
+    "mariadb": [
+        "CREATE TABLE audit (id integer AUTO_INCREMENT PRIMARY KEY, who varchar(20) NOT NULL)",
+        "CREATE TRIGGER auditing AFTER INSERT ON accounts FOR EACH ROW INSERT INTO audit (who) VALUES (NEW.owner)",
+    ],
+}
+
+
+@pytest.mark.parametrize("statements", [NOT_NULL, AUDITED], ids=["own column", "a trigger's table"])
+def test_a_null_where_sql_wants_a_value(world: World, statements: dict[str, list[str]]) -> None:
+    """A declared column, or one of a trigger's table; also in a group with a table that has no such column."""
+    execute(world, statements[world.app.database.dialect.name.replace("mysql", "mariadb")])
+    with world.app.atomic(accounts, 2) as group:
+        group.put(accounts, {"id": 2, "owner": None})
+        group.insert(events, {"kind": "good"})
+    world.put(3, owner=None)
+    world.put(4)
+    world.drain()
+    assert sorted(world.letters()) == [("2", "poison"), ("3", "poison")]
+    assert world.balances() == {1: 1, 4: 4}
+
+
+def test_a_column_that_is_another_one_is_not_to_blame(redis_url: str, mariadb_url: str, namespace: str) -> None:
+    """One column takes numbers as texts; that another one refuses a moment is the moment's fault."""
+    table = sa.Table(
+        "moments",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("code", sa.Integer),
+        sa.Column("at", sa.DateTime),
+    )
+    with WriteBehind(redis=redis_url, database=mariadb_url, tables=[table], namespace=namespace, partitions=1) as app:
+        initialise(app, create_tables=True)
+        with app.database.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE moments MODIFY code varchar(10), MODIFY at timestamp NULL")
+        for key, year in ((1, 2020), (2, 1950), (3, 2021)):
+            app.put(table, {"id": key, "code": 7, "at": datetime(year, 1, 1)})  # noqa: DTZ001 - as the column is
+        last = drain(app, DEADLINE_SECONDS, QUICK)
+        assert (last.backlog, last.halted, str(last.dead_letters["moments"])) == (0, [], "1 refused, 0 waiting")
+
+
+RAISING = {
+    "postgresql": [
+        """CREATE FUNCTION guard() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.owner = 'SECRET' THEN
+           RAISE EXCEPTION 'no such owner: %%', NEW.owner USING ERRCODE = '{0}'; END IF; RETURN NEW; END $$""",
+        "CREATE TRIGGER guarding BEFORE INSERT ON accounts FOR EACH ROW EXECUTE FUNCTION guard()",
+    ],
+    "mariadb": [
+        """CREATE TRIGGER guarding BEFORE INSERT ON accounts FOR EACH ROW BEGIN DECLARE said TEXT;
+           IF NEW.owner = 'SECRET' THEN SET said = CONCAT('no such owner: ', NEW.owner);
+           SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = {0}, MESSAGE_TEXT = said; END IF; END""",
+    ],
+}
+
+
+RAISERS = [("postgresql", code) for code in ("check_violation", "45000", "22023", "42000")] + [("mariadb", "30001")]
+
+
+@pytest.fixture(params=RAISERS, ids=[f"{server} {code}" for server, code in RAISERS])
+def guarded(request: pytest.FixtureRequest, redis_url: str, namespace: str) -> Iterator[World]:
+    """An engine whose accounts have a trigger that refuses one owner, with an error code of the user's."""
+    server, code = request.param
+    found = World(redis_url, request.getfixturevalue(f"{server}_url"), namespace, 1)
+    with found.app:
+        execute(found, [statement.format(code) for statement in RAISING[server]])
+        yield found
+
+
+def test_what_a_trigger_raises(guarded: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever code it gives its error, that is about one row; and its text, which may have a value, is not told."""
+    guarded.put(2, owner="SECRET")
+    guarded.put(3)
+    guarded.drain()
+    assert (guarded.letters(), guarded.balances()) == ([("2", "poison")], {1: 1, 3: 3})
+    (letter,) = dead_letters(guarded.app)
+    assert "SECRET" not in caplog.text + repr(letter) + letter.error + "".join(each.error for each in guarded.told)

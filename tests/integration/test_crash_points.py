@@ -16,8 +16,8 @@ from writebehind.engine.adapters.control_tables import flushers, partitions
 from writebehind.engine.adapters.log import GROUP, Log
 from writebehind.flushers import Flusher, FlusherSettings, initialise, status
 from writebehind.flushers.flush import Acknowledge, Begin, Commit, Fence, Write
-from writebehind.flushers.flush import Effect as FlushEffect
-from writebehind.flushers.flush import Reply as FlushReply
+from writebehind.flushers.flusher import Effect as FlushEffect
+from writebehind.flushers.flusher import Reply as FlushReply
 from writebehind.recovery import reclaim
 from writebehind.recovery.takeover import Effect as TakeoverEffect
 from writebehind.recovery.takeover import Reply
@@ -131,7 +131,7 @@ class Mortal(Flusher):
             raise
 
     def _acknowledged(self) -> None:
-        self._collect_settled(everything=True)
+        self._settlement.collect(everything=True)
 
     def _end(self) -> None:
         if not self._crash.happened:

@@ -3,6 +3,7 @@
 import dataclasses
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +21,7 @@ from writebehind.engine.core.payload import Op, encode
 from writebehind.flushers import drain, initialise, status
 from writebehind.flushers.flusher import Flusher
 from writebehind.flushers.letters import Letters
+from writebehind.flushers.quarantine import Quarantine
 from writebehind.flushers.suspect import Suspect
 from writebehind.flushers.transaction import Transaction
 from writebehind.recovery import dead_letters as listed
@@ -142,8 +144,8 @@ def test_a_retry_whose_reply_is_lost_is_applied_once(
 
     monkeypatch.setattr(Transaction, "commit", commit)
     with app, flushing(app, RETRYING):
-        app.insert(audits, {"parent": 7}).wait(Durability.PERSISTED, DEADLINE_SECONDS)
-        assert letters(app) == [""]
+        app.insert(audits, {"parent": 7})
+        until(lambda: letters(app) == [""])
         armed.set()
         lost.wait(DEADLINE_SECONDS)
         with app.database.begin() as connection:
@@ -193,7 +195,8 @@ def test_sql_away_while_a_letter_is_due(small: World, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Letters, "read", read)
     with flushing(small.app, RETRYING):
-        small.app.put(orders, {"id": 1, "account": 77}).wait(Durability.PERSISTED, DEADLINE_SECONDS)
+        small.app.put(orders, {"id": 1, "account": 77})
+        until(lambda: small.letters() == [("1", "foreign key")])
         small.put(77)
         until(lambda: small.letters() == [])
     assert next(fails, None) is None
@@ -343,7 +346,8 @@ def test_what_waited_and_lacks_its_own_parent_is_tried_again(small: World) -> No
     """Its time begins when it is refused itself."""
     with flushing(small.app, RETRYING):
         small.app.put(orders, {"id": 1, "account": 77})
-        small.app.patch(orders, 1, {"account": 78}).wait(Durability.PERSISTED, DEADLINE_SECONDS)
+        small.app.patch(orders, 1, {"account": 78})
+        flushed(small)
         small.put(77)
         until(lambda: small.letters() == [("1", "foreign key")] and len(small.rows(orders)) == 1)
         small.put(78)
@@ -458,11 +462,38 @@ def test_children_that_only_the_commit_refuses(redis_url: str, sqlite_url: str, 
         initialise(app, create_tables=True)
         with flushing(app, dataclasses.replace(RETRYING, foreign_key_seconds=4)):
             app.put(below, {"id": 1, "above": 70})
-            app.put(below, {"id": 2, "above": 71}).wait(Durability.PERSISTED, DEADLINE_SECONDS)
+            app.put(below, {"id": 2, "above": 71})
+            until(lambda: letters(app) == ["1", "2"])
             app.put(above, {"id": 71}).wait(Durability.PERSISTED, DEADLINE_SECONDS)
             until(lambda: rows(app, below) == [(2, 71)])
             until(lambda: len(told) == 1)
         assert letters(app) == ["1"]
+
+
+def test_letters_that_take_long_to_read(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever takes a partition over with more letters than can be read within the TTL keeps it meanwhile."""
+    for key in range(2, 8):
+        small.put(key, limited=1000)
+    small.drain()
+    assert len(small.letters()) == 6
+    monkeypatch.setattr("writebehind.flushers.letters.LETTERS_PER_PAGE", 1)
+    real = Letters.load
+
+    def slowly(self: Letters, connection: sa.Connection, partition: int, between: Callable[[], None]) -> Quarantine:
+        def page() -> None:
+            time.sleep(0.4)  # a slow database: six pages take twice the TTL
+            between()
+
+        return real(self, connection, partition, page)
+
+    monkeypatch.setattr(Letters, "load", slowly)
+    with flushing(small.app, SETTINGS), flushing(small.app, SETTINGS):
+        small.app.increment(accounts, 1, {"balance": 1}).wait(Durability.PERSISTED, DEADLINE_SECONDS)
+        (before,) = status(small.app).partitions
+        small.app.increment(accounts, 1, {"balance": 1}).wait(Durability.PERSISTED, DEADLINE_SECONDS)
+        (after,) = status(small.app).partitions
+    assert before.holder == after.holder
+    assert small.balances()[1] == 3
 
 
 def test_very_many_letters_of_one_key(redis_url: str, postgresql_url: str, namespace: str) -> None:
@@ -492,7 +523,7 @@ def test_retrying_tells_redis_nothing_about_the_log(small: World) -> None:
     seen: set[tuple[int, int]] = set()
 
     def tried() -> bool:
-        for cursor in flusher.cursors.values():
+        for cursor in flusher.holdings.cursors.values():
             seen.add((len(cursor.milestones), cursor.base.sequence))
         with small.app.database.connect() as connection:
             return max(connection.execute(sa.select(dead_letters.c.attempts)).scalars(), default=0) > 2
@@ -550,3 +581,43 @@ def test_a_letter_is_told_of_where_the_reply_is_lost(
         assert lost.is_set()
         assert world.letters() == [("2", "poison")]
         assert len(world.told) == 1
+
+
+def test_a_retried_letter_is_told_of_where_the_reply_is_lost(
+    redis_url: str, database_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A retry applies the first of a line, and SQL refuses the next one for good; the flusher did not hear either."""
+    children = table(
+        "children",
+        sa.Column("parent", sa.ForeignKey(parents.c.id), nullable=False),
+        sa.Column("number", sa.Integer, sa.CheckConstraint("number < 100")),
+    )
+    told: list[DeadLetter] = []
+    app = WriteBehind(
+        redis=redis_url, database=database_url, tables=[parents, children], namespace=namespace, partitions=1,
+        on_dead_letter=told.append,
+    )  # fmt: skip
+    lost = threading.Event()
+    real = Transaction.commit
+
+    def commit(self: Transaction) -> None:
+        real(self)
+        if not lost.is_set() and [letter.failure for letter in listed(app)] == ["poison"]:
+            lost.set()
+            raise OSError("the reply is lost")
+
+    with app:
+        parents.create(app.database)
+        initialise(app, create_tables=True)
+        monkeypatch.setattr(Transaction, "commit", commit)
+        app.put(children, {"id": 1, "parent": 7, "number": 1})
+        app.patch(children, 1, {"number": 1000})
+        with flushing(app, RETRYING):
+            until(lambda: letters(app) == ["1", "1"])
+            assert told == []
+            with app.database.begin() as connection:
+                connection.execute(sa.insert(parents).values(id=7))
+            until(lambda: [(letter.key_text, letter.failure) for letter in told] == [("1", "poison")])
+        assert lost.is_set()
+        assert rows(app, children) == [(1, 7, 1)]
+        assert len(told) == 1

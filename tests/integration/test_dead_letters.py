@@ -10,10 +10,11 @@ import redis
 
 from refusing import DEADLINE_SECONDS, SETTINGS, World, accounts, events, orders, until
 from running import flushing
-from writebehind.engine import Durability
+from writebehind.engine import Durability, DurabilityTimeout, PoisonEntryError
 from writebehind.engine.core.payload import Op, encode
-from writebehind.flushers import drain, isolation, status
-from writebehind.flushers.flusher import Flusher
+from writebehind.flushers import drain, status
+from writebehind.flushers.flush import Begin
+from writebehind.flushers.flusher import Effect, Flusher, Reply
 
 TRIGGERS = {
     "sqlite": """
@@ -118,6 +119,32 @@ def test_a_superseding_write_that_is_refused_waits_like_others(small: World) -> 
     assert small.balances() == {1: 1, 5: 5}
 
 
+def test_receipts_of_what_sql_refuses(world: World) -> None:
+    """No write is said to be in SQL that is not: neither a refused one nor one that waits, alone or in a batch."""
+    with flushing(world.app, SETTINGS):
+        receipt = world.app.put(accounts, {"id": 5, "limited": 1000})
+        with pytest.raises(PoisonEntryError, match=r"SQL refuses it: dead letter \d+-\d+: "):
+            receipt.wait(Durability.PERSISTED, DEADLINE_SECONDS)
+        with pytest.raises(PoisonEntryError):
+            world.app.put(accounts, {"id": 6, "limited": 1000}, durability=Durability.PERSISTED)
+        waiting = world.app.increment(accounts, 5, {"balance": 1})
+        with pytest.raises(DurabilityTimeout):
+            waiting.wait(Durability.PERSISTED, 0.3)
+        batch = world.app.batch(durability=Durability.PERSISTED)
+        good = {key: batch.put(accounts, {"id": key, "limited": 1000 if key == 33 else 0}) for key in range(20, 60)}
+        with pytest.raises(PoisonEntryError):
+            batch.flush()
+        refused = good.pop(33)
+        assert {receipt.durability for receipt in good.values()} == {Durability.PERSISTED}
+        assert refused.durability is Durability.ACCEPTED
+        assert world.balances().keys() == good.keys() | {1}
+        world.put(5)
+        world.put(33)
+        for receipt in (waiting, refused):
+            # Superseded: what SQL has now is what they come to.
+            receipt.wait(Durability.PERSISTED, DEADLINE_SECONDS)
+
+
 def test_groups_stay_whole(world: World) -> None:
     """A group with a refused member is set aside whole, and ties its keys together; a put of one of them waits."""
     same = [key for key in range(5, 60) if _place(world, key) == _place(world, 5)][:3]
@@ -150,14 +177,13 @@ def test_a_parent_that_comes_later(redis_url: str, database_url: str, namespace:
     settings = dataclasses.replace(SETTINGS, foreign_key_seconds=60)
     with world.app, flushing(world.app, settings):
         child = world.app.put(orders, {"id": 1, "account": 77})
-        child.wait(Durability.PERSISTED, DEADLINE_SECONDS)
-        assert world.letters() == [("1", "foreign key")]
+        until(lambda: world.letters() == [("1", "foreign key")])
         later = world.app.put(orders, {"id": 2, "account": 1})
         later.wait(Durability.PERSISTED, DEADLINE_SECONDS)
         world.put(77)
-        until(lambda: world.letters() == [])
+        child.wait(Durability.PERSISTED, DEADLINE_SECONDS)
         assert world.rows(orders).keys() == {1, 2}
-    assert world.told == []
+    assert (world.letters(), world.told) == ([], [])
 
 
 def test_a_parent_that_never_comes(small: World) -> None:
@@ -257,12 +283,18 @@ class Mortal(Flusher):
 
     dies_at = 0
     after = False
+    isolating = False
 
-    def _perform_apart(self, effect: isolation.Effect) -> isolation.Reply:
+    def perform(self, effect: Effect) -> Reply:
+        """Do an effect, or die at it."""
+        if isinstance(effect, Begin):
+            self.isolating = effect.attempting
+        if not self.isolating:
+            return super().perform(effect)
         number, Mortal.dies_at = Mortal.dies_at, Mortal.dies_at - 1
         if number == 0 and not self.after:
             raise Died
-        reply = super()._perform_apart(effect)
+        reply = super().perform(effect)
         if number == 0:
             raise Died
         return reply
@@ -324,8 +356,18 @@ def drain_is_over(world: World) -> bool:
     return status(world.app).backlog == 0
 
 
-def test_thousands_with_some_poison(redis_url: str, database_url: str, namespace: str) -> None:
-    """Of many entries over many keys, exactly those that SQL refuses are set aside; every other key is exact."""
+def test_thousands_with_some_poison(
+    redis_url: str,
+    database_url: str,
+    namespace: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of many entries over many keys, exactly those that SQL refuses are set aside; every other key is exact.
+
+    The log names the first ones, and counts the others.
+    """
+    monkeypatch.setattr("writebehind.flushers.apart.LINES_MAX", 5)
     world = World(redis_url, database_url, namespace, 4)
     chance = random.Random(namespace)
     poisonous = set(chance.sample(range(2, 4000), 40))
@@ -347,6 +389,10 @@ def test_thousands_with_some_poison(redis_url: str, database_url: str, namespace
         assert {int(key) for key, _ in letters} == poisonous
         expected = {key: key + 1 + (key % 50 == 0) for key in range(2, 4000) if key not in poisonous} | {1: 9}
         assert world.balances() == expected
+    said = [record.getMessage() for record in caplog.records if "DEAD LETTER" in record.getMessage()]
+    named = [line for line in said if line.startswith("DEAD LETTER ")]
+    counted = sum(int(line.partition(" ")[0]) for line in said if " more DEAD LETTERS; " in line)
+    assert (len(named) <= 5 * 2, len(named) + counted, len(world.told)) == (True, 40, 40)
 
 
 def test_a_group_whose_members_only_work_in_order(world: World) -> None:

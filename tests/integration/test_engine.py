@@ -26,8 +26,9 @@ from writebehind.engine import (
 )
 from writebehind.engine.core.partitioning import partition_of
 from writebehind.flushers import Flusher, FlusherSettings, drain, initialise, status
-from writebehind.flushers.flush import Acknowledge, Commit, Effect
-from writebehind.flushers.flush import Reply as FlushReply
+from writebehind.flushers.flush import Acknowledge, Commit
+from writebehind.flushers.flusher import Effect
+from writebehind.flushers.flusher import Reply as FlushReply
 
 if TYPE_CHECKING:
     from conftest import OwnRedisFactory
@@ -554,12 +555,18 @@ def test_a_full_redis_refuses_whole_writes_and_drains(
 ) -> None:
     """A refused put leaves neither entry nor record; flushing goes on, frees memory, and writes pass again."""
     server = own_redis({"maxmemory-policy": "noeviction"})
-    engine = make(sqlite_url, redis=server.url, partitions=1, settings=EngineSettings(write_timeout_seconds=0.2))
+    engine = make(
+        sqlite_url,
+        redis=server.url,
+        partitions=1,
+        settings=EngineSettings(write_timeout_seconds=0.2, redis_memory_share_max=None),
+    )
     initialise(engine, create_tables=True)
     with redis.Redis.from_url(server.url) as plain:
         client: Any = plain
         engine.put(accounts, account(0))
-        client.config_set("maxmemory", int(client.info("memory")["used_memory"]) + 6_000_000)
+        limit = int(client.info("memory")["used_memory"]) + 6_000_000
+        client.config_set("maxmemory", limit)
         accepted = 1
         with pytest.raises(RedisUnavailable, match="out of memory"):
             for number in range(1, 1000):
@@ -567,9 +574,12 @@ def test_a_full_redis_refuses_whole_writes_and_drains(
                 accepted += 1
         assert client.xlen(engine.keys.logs[0]) == accepted
         assert not client.exists(engine.keys.record(0, "accounts", str(accepted)))
+        # What the connection of the refused write took is free again, and might be enough.
+        client.config_set("maxmemory", 1)
         with pytest.raises(RedisUnavailable, match="out of memory"), engine.batch() as batch:
             batch.put(accounts, account(0, owner="half"))
             batch.put(accounts, account(accepted, note="x" * 30_000))
+        client.config_set("maxmemory", limit)
         assert client.xlen(engine.keys.logs[0]) == accepted
         assert engine.get(accounts, 0) == account(0)
         last = drain(engine, 20, FlusherSettings(linger_seconds=0, batch_entries_max=20, retention_seconds=0))

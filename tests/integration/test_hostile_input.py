@@ -1,20 +1,33 @@
 """Entries and keys that no writer of this product makes: a halt that says what is wrong, and nothing in SQL."""
 
+import io
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import msgspec
 import pytest
+import redis
 import sqlalchemy as sa
 
-from writebehind.engine import ConfigurationError, EngineSettings, RedisUnavailable, ValidationError, WriteBehind
-from writebehind.engine.adapters.control_tables import control
-from writebehind.engine.config import FIELDS_MAX, MEMBERS_MAX, PAYLOAD_BYTES_MAX
+from running import flushing
+from writebehind.engine import (
+    ConfigurationError,
+    Durability,
+    EngineSettings,
+    RedisUnavailable,
+    ValidationError,
+    WriteBehind,
+)
+from writebehind.engine.adapters.control_tables import control, partitions
+from writebehind.engine.config import FIELDS_MAX, MEMBERS_MAX, PAYLOAD_BYTES_MAX, UnknownColumns
 from writebehind.engine.core.payload import Op, encode, encode_group
 from writebehind.flushers import Flusher, FlusherSettings, drain, initialise, status
-from writebehind.recovery import Verdict, verify
+from writebehind.flushers.cli import main
+from writebehind.recovery import Verdict, dead_letters, verify
 
 QUICK = FlusherSettings(linger_seconds=0, lease_ttl_seconds=1, halt_retry_seconds=0.2)
 DEADLINE_SECONDS = 10.0
@@ -82,7 +95,9 @@ class Shop:
         """Flush until it halts; return what status says."""
         flusher = Flusher(self.app, QUICK, member=False)
         deadline = time.monotonic() + DEADLINE_SECONDS
-        flusher.run(until=lambda: any(each.halted for each in flusher.cursors.values()) or time.monotonic() > deadline)
+        flusher.run(
+            until=lambda: any(each.halted for each in flusher.holdings.cursors.values()) or time.monotonic() > deadline
+        )
         found = status(self.app)
         (halted,) = found.halted
         assert found.backlog > 0
@@ -229,6 +244,62 @@ def test_entries_of_another_release(small: Shop, what: str) -> None:
     assert [row.id for row in small.state()[2][0]] == [1, 3]
 
 
+def test_an_entry_is_taken_out_under_a_running_flusher(small: Shop) -> None:
+    """The partition that it has halted flushes again, also where nothing follows."""
+    entry_id = small.forge(*UNREADABLE["version 2"])
+    with flushing(small.app, QUICK):
+        until(lambda: len(status(small.app).halted) == 1)
+        small.command("XDEL", small.app.keys.logs[0], entry_id)
+        until(lambda: status(small.app).halted == [] and status(small.app).backlog == 0)
+    assert status(small.app).lost_entries == 1
+
+
+typed = sa.Table(
+    "typed",
+    sa.MetaData(),
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("blob", sa.LargeBinary),
+    sa.Column("number", sa.Integer),
+    sa.Column("active", sa.Boolean),
+    sa.Column("seen", sa.DateTime(timezone=True)),
+    sa.Column("pause", sa.Interval),
+)
+
+
+@pytest.mark.parametrize("others", [0, 150])
+def test_values_of_another_type(redis_url: str, database_url: str, namespace: str, others: int) -> None:
+    """Alone or among many, they become dead letters that name table, column and kinds; everything else flows."""
+    forged: dict[str, tuple[Any, str]] = {
+        "blob": (5, "is declared as bytes, and an entry holds integer for it"),
+        "number": ("abc", "is declared as integer, and an entry holds text for it"),
+        "active": (5, "is declared as boolean, and an entry holds integer for it"),
+        "seen": (datetime(2020, 1, 1), "is declared as datetime with time zone, and an entry holds datetime without"),  # noqa: DTZ001
+        "pause": (1.5, "is declared as interval, and an entry holds float for it"),
+    }
+    settings: dict[str, Any] = {"redis": redis_url, "database": database_url, "namespace": namespace, "partitions": 1}
+    with WriteBehind(**settings, tables=[typed]) as app:
+        initialise(app, create_tables=True)
+        app.put(typed, {"id": 0})
+        with app.links.link() as link:
+            epoch = link.command("HGET", app.keys.metas[0], "epoch").decode()
+            rows = [{"id": 1000 + number} for number in range(others)]
+            rows += [{"id": number, name: value} for number, (name, (value, _)) in enumerate(forged.items(), 1)]
+            for row in rows:
+                whole = dict.fromkeys(typed.columns.keys()) | row
+                payload = encode(Op.PUT, "typed", str(row["id"]), whole)
+                link.command("XADD", app.keys.logs[0], f"{epoch}-*", "m", "0" * 22, "p", payload)
+        app.put(typed, {"id": 2000, "blob": b"behind"})
+        assert drain(app, DEADLINE_SECONDS, QUICK).backlog == 0
+        letters = {letter.changes[0].key_text: letter for letter in dead_letters(app)}
+        for number, (name, (_, said)) in enumerate(forged.items(), 1):
+            assert letters[str(number)].failure == "poison"
+            assert f"column {name} of table typed {said}" in letters[str(number)].error
+        assert len(letters) == len(forged)
+        with app.database.connect() as connection:
+            kept = set(connection.execute(sa.select(typed.c.id)).scalars())
+        assert kept == {0, 2000, *range(1000, 1000 + others)}
+
+
 def test_a_group_with_one_unknown_member(shop: Shop) -> None:
     """Of a group nothing is applied."""
     before = shop.state()
@@ -255,6 +326,50 @@ def test_values_that_look_like_sql(shop: Shop) -> None:
         assert shop.app.get(accounts, 100 + number) == expected
 
 
+def test_nothing_forged_drives_a_terminal(
+    small: Shop,
+    redis_url: str,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Keys, tables and names that hold terminal sequences are printed escaped by every command that shows them."""
+    evil = "\x1b]0;owned\x07\u202e\r"
+    small.forge("m", "0" * 22, "p", encode(Op.PUT, "accounts", evil, {"id": 2, "owner": 5}))
+    small.forge("m", evil, "p", encode_group([(Op.PUT, "accounts", evil + "2", {"id": 2, evil: 5})]))
+    small.forge("m", "0" * 22, "p", encode(Op.PATCH, "accounts", evil, {"id": 2, "owner": "behind"}))
+    small.command("SET", f"{small.app.keys.stems[0]}accounts:{evil}:", "foreign")
+    small.app.tables["accounts"] = replace(small.app.tables["accounts"], unknown_columns=UnknownColumns.DEAD_LETTER)
+    small.drain()
+    small.forge("m", "0" * 22, "p", encode(Op.PUT, evil, "1", {"id": 1}))
+    assert drain(small.app, HALT_SECONDS, QUICK).halted
+    (first, group, _) = [str(letter.letter_id) for letter in dead_letters(small.app)]
+    url = small.app.database.url.render_as_string(hide_password=False)
+    target = ["--redis", redis_url, "--database", url, "--table", "accounts", "--partitions", "1"]
+    target += ["--namespace", small.app.keys.namespace]
+    for words in (
+        ["dead-letters", "list"],
+        ["dead-letters", "show", first],
+        ["dead-letters", "show", group, "--values"],
+        ["dead-letters", "discard", "--all"],
+        ["dead-letters", "replay", first, "--wait", "0"],
+        ["dead-letters", "list", "--key", evil],
+        ["dead-letters", "show", evil],
+        ["status"],
+        ["drain", "--timeout", "0.2"],
+        ["verify"],
+        ["recover"],
+        ["doctor"],
+    ):
+        monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+        with pytest.raises(SystemExit):
+            main([*target, *words])
+        said = "".join(capsys.readouterr())
+        assert all(line.isprintable() for line in said.split("\n")), words
+        assert "owned" in said, words
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+
+
 # Foreign keys in the namespace
 
 
@@ -271,6 +386,33 @@ def test_a_record_of_another_type(small: Shop) -> None:
     small.app.put(accounts, {"id": 8, "owner": "x"})
     small.drain()
     assert small.command("GET", name) == b"foreign"
+
+
+def test_a_record_that_became_another_type(small: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """Between its write and its flush: the row is in SQL, the key is left alone and named, others are settled."""
+    for key in range(2, 5):
+        small.app.put(accounts, {"id": key, "owner": "x"})
+    name, neighbour = (small.app.keys.record(0, "accounts", key) for key in ("3", "4"))
+    small.command("DEL", name)
+    small.command("SET", name, "foreign")
+    small.drain()
+    assert small.command("GET", name) == b"foreign"
+    assert small.command("PTTL", name) == -1
+    assert small.command("PTTL", neighbour) > 0
+    assert f"the key {name} is not a record" in caplog.text
+    small.command("DEL", name)
+    assert small.app.get(accounts, 3) == {"id": 3, "owner": "x", "document": None}
+
+
+@pytest.mark.parametrize("origin", ["99999999999999999999999-1", "5-99999999999999999999999999", "-5--7", "x"])
+def test_a_forged_origin(shop: Shop, origin: str) -> None:
+    """An entry that says it was written again, of a place that there cannot be: a dead letter, and others go on."""
+    shop.forge("m", "0" * 22, "p", encode(Op.PUT, "accounts", "2", {"id": 2, "owner": "x"}), "o", origin)
+    shop.app.put(accounts, {"id": 3, "owner": "x"})
+    shop.drain()
+    found = status(shop.app)
+    assert (found.halted, str(found.dead_letters[""])) == ([], "1 refused, 0 waiting")
+    assert [row.id for row in shop.state()[2][0]] == [1, 3]
 
 
 @pytest.mark.parametrize("which", ["logs", "metas"])
@@ -315,6 +457,59 @@ def test_a_damaged_meta_hash(small: Shop, field: str, value: str) -> None:
         small.command("HSET", meta, field, before)
     small.app.put(accounts, {"id": 7, "owner": "x"})
     small.drain()
+
+
+@pytest.mark.parametrize("what", ["log", "meta", "lineage"])
+def test_a_damaged_log_halts_its_partition_only(redis_url: str, sqlite_url: str, namespace: str, what: str) -> None:
+    """A flusher says which partition and why, goes on with the others, and tries again until it is mended."""
+    app = WriteBehind(redis=redis_url, database=sqlite_url, tables=[accounts], namespace=namespace, partitions=2)
+    with app, redis.Redis.from_url(redis_url) as client:
+        initialise(app, create_tables=True)
+        of: dict[int, int] = {}
+        for number in range(20):
+            of[app.put(accounts, {"id": number}).partition] = number
+        name = app.keys.logs[0] if what == "log" else app.keys.metas[0]
+        kept = f"kept:{namespace}"
+
+        def persists(partition: int, owner: str) -> None:
+            app.patch(accounts, of[partition], {"owner": owner}).wait(Durability.PERSISTED, DEADLINE_SECONDS)
+
+        def halted() -> list[str | None]:
+            with app.database.connect() as connection:
+                return list(
+                    connection.execute(sa.select(partitions.c.halted).order_by(partitions.c.partition)).scalars()
+                )
+
+        with flushing(app, QUICK):
+            persists(0, "before")
+            persists(1, "before")
+            client.copy(name, kept)
+            if what == "lineage":
+                client.hset(name, "lineage:7", "9-1@0")
+            else:
+                client.set(name, "foreign")
+            until(lambda: halted()[0] is not None)
+            persists(1, "meanwhile")
+        with flushing(app, QUICK):
+            until(lambda: halted()[0] is not None)
+            persists(1, "with another flusher")
+            reason, other = halted()
+            assert other is None
+            assert reason is not None
+            assert reason.startswith("its log: LogDamaged: ")
+            assert ("does not hold what the engine writes" if what == "lineage" else "WRONGTYPE") in reason
+            client.rename(kept, name)
+            persists(0, "mended")
+            until(lambda: halted() == [None, None])
+        assert [row.lost_entries for row in status(app).partitions] == [0, 0]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it does not become so"
+        time.sleep(0.01)
 
 
 def test_foreign_keys_are_reported_and_left_alone(small: Shop) -> None:

@@ -19,8 +19,9 @@ from writebehind.engine.core.positions import EntryID
 from writebehind.engine.errors import LeaseLost
 from writebehind.flushers import Flusher, FlusherSettings, drain, initialise, status
 from writebehind.flushers.batch import Batch
-from writebehind.flushers.flush import Begin, Commit, Effect, Fence, Write
-from writebehind.flushers.flush import Reply as FlushReply
+from writebehind.flushers.flush import Begin, Commit, Fence, Write
+from writebehind.flushers.flusher import Effect
+from writebehind.flushers.flusher import Reply as FlushReply
 from writebehind.flushers.leases import Leases
 from writebehind.flushers.letters import Letters
 
@@ -60,26 +61,26 @@ class Stepped(Flusher):
         if self.dies_at is not None and isinstance(effect, self.dies_at):
             raise Killed
         reply = super().perform(effect)
-        self._collect_settled(everything=True)
+        self._settlement.collect(everything=True)
         return reply
 
     def serve(self) -> None:
         """Take leases, and take the partitions over."""
-        self._tended_at = float("-inf")
+        self.holdings._tended_at = float("-inf")
         self._tend()
 
     def read(self, entries_max: int = 100) -> Batch:
         """Read a batch."""
-        if not self.cursors:
+        if not self.holdings.cursors:
             self.serve()
-        batch = self._intake.read(list(self.cursors.values()), entries_max, 0)
+        batch = self._intake.read(list(self.holdings.cursors.values()), entries_max, 0)
         assert batch is not None
         return batch
 
     def commit(self, batch: Batch) -> None:
         """Commit a batch and note it, or raise what went wrong."""
         self._attempt(batch)
-        self._note(batch)
+        self.holdings.note(batch)
 
     def attempt(self, batch: Batch) -> None:
         """Commit a batch without noting it."""
@@ -87,7 +88,7 @@ class Stepped(Flusher):
 
     def settle(self) -> None:
         """Wait for what is being acknowledged."""
-        self._collect_settled(everything=True)
+        self._settlement.collect(everything=True)
 
     def die(self) -> None:
         """Leave leases and pending entries as they are."""
@@ -317,8 +318,8 @@ def test_a_lease_that_lives_is_left_alone(app: WriteBehind, flusher: Callable[..
     holder, other = flusher(), flusher()
     holder.serve()
     other.serve()
-    assert list(holder.cursors) == [0]
-    assert list(other.cursors) == []
+    assert list(holder.holdings.cursors) == [0]
+    assert list(other.holdings.cursors) == []
 
 
 def test_a_lease_of_another_is_not_released(app: WriteBehind, flusher: Callable[..., Stepped]) -> None:
@@ -328,8 +329,8 @@ def test_a_lease_of_another_is_not_released(app: WriteBehind, flusher: Callable[
     expire(app)
     new.serve()
     leases = Leases(app.database, app.keys.namespace, old.holder, 2, Letters(app.keys.namespace, 0, {}))
-    leases.release({0: old.cursors[0].token})
-    leases.release({0: new.cursors[0].token})
+    leases.release({0: old.holdings.cursors[0].token})
+    leases.release({0: new.holdings.cursors[0].token})
     assert status(app).partitions[0].holder == new.holder
 
 
@@ -339,7 +340,7 @@ def test_tokens_grow_though_redis_forgets(app: WriteBehind, client: Any, flusher
     for _ in range(3):
         each = flusher()
         each.serve()
-        tokens.append(each.cursors[0].token)
+        tokens.append(each.holdings.cursors[0].token)
         expire(app)
         client.delete(*client.keys(f"wb:{{{app.keys.namespace}*"))
     assert tokens == sorted(set(tokens))
@@ -451,6 +452,7 @@ def test_a_late_settlement_leaves_another_history_alone(app: WriteBehind, client
         ttl_ms=0,
         trim_below=EntryID(FAR_EPOCH, 6),
         flushed_rows=1,
+        letters=False,
     )
     Log(app.links, app.keys, "late").acknowledge([late])
     assert client.xlen(app.keys.logs[0]) == 3

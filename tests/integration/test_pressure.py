@@ -3,6 +3,8 @@
 # ruff: noqa: PT012 - a batch and a group raise when their block ends
 
 import contextlib
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,12 +27,16 @@ from writebehind.engine import (
     Receipt,
     RedisUnavailable,
     WriteBehind,
+    WriteBehindError,
+    WriteOutcomeUnknown,
 )
-from writebehind.engine.adapters import memory, watch
+from writebehind.engine.adapters import appender, memory, watch
 from writebehind.engine.adapters.scripts import APPEND
+from writebehind.engine.core.mutation_ids import made_ms
 from writebehind.engine.core.partitioning import partition_of
 from writebehind.engine.core.positions import EntryID
 from writebehind.flushers import Flusher, FlusherSettings, drain, initialise, sessions, status
+from writebehind.flushers.pacing import BURST_SECONDS
 from writebehind.recovery.rewriting import ConditionalWriter, Rewrite
 
 if TYPE_CHECKING:
@@ -60,9 +66,11 @@ exact = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
     info={"writebehind": {"backpressure": Backpressure.WRITE_THROUGH}},
 )
+events = sa.Table("events", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("note", sa.Text))
 TABLES = [accounts, urgent, exact]
 
 Make = Callable[..., WriteBehind]
+Write = Callable[[WriteBehind, int], Receipt]
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +148,20 @@ def contents(client: Any, namespace: str) -> dict[bytes, Any]:
         if key.endswith(b":meta"):
             found[key] = {name: value for name, value in client.hgetall(key).items() if name != b"held"}
     return found
+
+
+def put(engine: WriteBehind, number: int) -> Receipt:
+    """Write one record."""
+    return engine.put(accounts, account(number))
+
+
+def put_in_a_batch(engine: WriteBehind, number: int) -> Receipt:
+    """Write one record as a batch."""
+    with engine.batch() as batch:
+        return batch.put(accounts, account(number))
+
+
+WRITES = pytest.mark.parametrize("write", [put, put_in_a_batch])
 
 
 # Policies
@@ -372,6 +394,26 @@ def test_the_age_of_the_oldest_entry_is_a_limit(make: Make) -> None:
     assert ids(engine) == list(range(accepted))
 
 
+@WRITES
+def test_an_entry_is_as_old_as_its_admission(make: Make, client: Any, write: Write) -> None:
+    """What its writer has waited does not count: else it would hold the next ones up as soon as it is let in."""
+    engine = make(EngineSettings(backlog_seconds_max=0.05, write_timeout_seconds=DEADLINE_SECONDS))
+    first = write(engine, 0)
+    written: list[Receipt] = []
+    thread = threading.Thread(target=lambda: written.append(write(engine, 1)))
+    until(lambda: time.time() > made_ms(first.mutation_id) / 1000 + 0.1)
+    thread.start()
+    until(lambda: client.hexists(engine.keys.metas[0], "held"))
+    held_ms = time.time() * 1000
+    until(lambda: time.time() * 1000 > held_ms + 300)
+    applied(client, first)
+    thread.join()
+    (receipt,) = written
+    assert made_ms(receipt.mutation_id) > held_ms + 50
+    ((_, fields),) = client.xrange(engine.keys.logs[0], str(receipt.entry_id), str(receipt.entry_id))
+    assert fields[b"m"].decode() == receipt.mutation_id
+
+
 def test_a_redis_short_of_memory_gets_no_more_than_is_flushed(own_redis: "OwnRedisFactory", make: Make) -> None:
     """From the share on a partition has to be flushed first; one that is flushed takes a write all the same."""
     server = own_redis({"maxmemory-policy": "noeviction"})
@@ -431,6 +473,88 @@ def test_a_retry_finds_its_entry_in_a_full_backlog(redis_url: str, namespace: st
             assert proxy.suffered(Mishap.CUT_AFTER) == 1
             assert receipt.entry_id == EntryID(receipt.entry_id.epoch, LIMIT - 1)
             assert refused(lambda: engine.put(accounts, account(LIMIT)))
+
+
+@pytest.fixture
+def proxy(redis_url: str) -> Iterator[Proxy]:
+    """A proxy in front of the shared Redis."""
+    with Proxy(urlsplit(redis_url).port or 6379) as between:
+        yield between
+
+
+@WRITES
+@pytest.mark.parametrize("fault", [Mishap.CUT_BEFORE, Mishap.DELAY])
+def test_a_write_that_was_lost_and_finds_no_room_waits_for_it(
+    proxy: Proxy, make: Make, client: Any, write: Write, fault: Mishap
+) -> None:
+    """The retry has fenced the lost attempt off, so nothing is written: it waits as any other, and stands once."""
+    settings = EngineSettings(
+        backlog_entries_max=LIMIT, write_timeout_seconds=DEADLINE_SECONDS, redis_timeout_seconds=0.5
+    )
+    engine = make(settings, redis=f"redis://127.0.0.1:{proxy.port}/0")
+    fill(engine)
+    proxy.inject(fault, APPEND.sha)
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            write(engine, LIMIT)
+        except WriteBehindError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    until(lambda: not thread.is_alive() or client.hexists(engine.keys.metas[0], "held"))
+    assert failed == []
+    assert client.xlen(engine.keys.logs[0]) == LIMIT
+    drain(engine, DEADLINE_SECONDS, QUICK)
+    thread.join()
+    assert failed == []
+    assert all(b"FENCED" in reply for reply in proxy.release())
+    assert client.xinfo_stream(engine.keys.logs[0])["entries-added"] == LIMIT + 1
+    drain(engine, DEADLINE_SECONDS, QUICK)
+    assert ids(engine) == list(range(LIMIT + 1))
+
+
+@WRITES
+@pytest.mark.parametrize("fault", [Mishap.CUT_BEFORE, Mishap.DELAY])
+def test_a_write_that_was_lost_and_finds_no_room_is_rejected(
+    proxy: Proxy, make: Make, client: Any, write: Write, fault: Mishap
+) -> None:
+    """The error says that nothing was written, and it stays true whenever the lost attempt arrives."""
+    engine = make(
+        EngineSettings(backlog_entries_max=LIMIT, backpressure=Backpressure.REJECT, redis_timeout_seconds=0.5),
+        redis=f"redis://127.0.0.1:{proxy.port}/0",
+    )
+    fill(engine)
+    proxy.inject(fault, APPEND.sha)
+    with pytest.raises(BacklogFull, match="10 of its entries") as caught:
+        write(engine, LIMIT)
+    assert "nothing was written" in caught.value.hint
+    drain(engine, DEADLINE_SECONDS, QUICK)
+    assert all(b"FENCED" in reply for reply in proxy.release())
+    drain(engine, DEADLINE_SECONDS, QUICK)
+    assert ids(engine) == list(range(LIMIT))
+
+
+def test_a_lost_write_that_finds_redis_full_is_not_known(own_redis: "OwnRedisFactory", make: Make) -> None:
+    """A full Redis does not take the fence, so the lost attempt may still arrive: nobody can say that it will not."""
+    server = own_redis({"maxmemory-policy": "noeviction"})
+    with redis.Redis.from_url(server.url) as plain, Proxy(urlsplit(server.url).port or 6379) as between:
+        client: Any = plain
+        settings = EngineSettings(
+            backpressure=Backpressure.REJECT, redis_memory_share_max=None, redis_timeout_seconds=0.5
+        )
+        engine = make(settings, redis=f"redis://127.0.0.1:{between.port}/0")
+        fill(engine)
+        between.inject(Mishap.DELAY, APPEND.sha)
+        client.config_set("maxmemory", 1)
+        with pytest.raises(WriteOutcomeUnknown):
+            put(engine, LIMIT)
+        client.config_set("maxmemory", 0)
+        between.release()
+        drain(engine, DEADLINE_SECONDS, QUICK)
+    assert ids(engine) == list(range(LIMIT + 1))
 
 
 def test_repairs_are_not_held(make: Make) -> None:
@@ -512,6 +636,95 @@ def test_a_full_redis_tells_writers_that_it_is_drained(own_redis: "OwnRedisFacto
         engine.put(accounts, account(LIMIT))
         drain(engine, DEADLINE_SECONDS, QUICK)
     assert ids(engine) == list(range(LIMIT + 1))
+
+
+@pytest.mark.parametrize("share", [None, 0.9])
+def test_a_full_redis_is_freed_by_who_takes_over(own_redis: "OwnRedisFactory", make: Make, share: float | None) -> None:
+    """What fills it was flushed by a flusher that died before its retention was over: the next one trims it."""
+    server = own_redis({"maxmemory-policy": "noeviction"})
+    settings = EngineSettings(write_timeout_seconds=1, redis_memory_share_max=share)
+    engine = make(settings, redis=server.url, tables=[events])
+    with redis.Redis.from_url(server.url) as plain:
+        client: Any = plain
+        with flushing(engine, FlusherSettings(linger_seconds=0, retention_seconds=3600)):
+            for _ in range(200):
+                engine.insert(events, {"note": "x" * 10_000})
+            until(lambda: status(engine).backlog == 0)
+        assert client.xlen(engine.keys.logs[0]) == 200
+        client.config_set("maxmemory", int(client.info("memory")["used_memory"]) - 300_000)
+        with flushing(engine, FlusherSettings(linger_seconds=0, retention_seconds=2)):
+            until(lambda: _inserted(engine))
+
+
+def _inserted(engine: WriteBehind) -> bool:
+    try:
+        engine.insert(events, {"note": "y"})
+    except (BacklogFull, RedisUnavailable):
+        return False
+    return True
+
+
+def put_in_all(engine: WriteBehind) -> list[Receipt]:
+    """Write records of all of 16 partitions as a batch, in several calls each."""
+    with engine.batch() as batch:
+        return [batch.put(accounts, account(number)) for number in range(200)]
+
+
+def test_a_batch_waits_for_a_full_redis_once(own_redis: "OwnRedisFactory", make: Make) -> None:
+    """All partitions wait together, no longer than one does; nothing is written; and all go on when there is room."""
+    server = own_redis({"maxmemory-policy": "noeviction"})
+    settings = {"redis_memory_share_max": None, "call_entries_max": 5}
+    hasty = make(EngineSettings(write_timeout_seconds=1, **settings), redis=server.url, partitions=16)  # type: ignore[arg-type]
+    hasty.start()
+    with redis.Redis.from_url(server.url) as plain:
+        client: Any = plain
+        client.config_set("maxmemory", 1)
+        begun = time.monotonic()
+        with pytest.raises(RedisUnavailable, match="out of memory") as caught:
+            put_in_all(hasty)
+        assert time.monotonic() - begun < 8
+        assert "nothing was written" in caught.value.hint
+        assert status(hasty).backlog == 0
+        patient = make(
+            EngineSettings(write_timeout_seconds=DEADLINE_SECONDS, **settings),  # type: ignore[arg-type]
+            redis=server.url,
+            partitions=16,
+        )
+        written: list[list[Receipt]] = []
+        thread = threading.Thread(target=lambda: written.append(put_in_all(patient)))
+        rejected = client.info("errorstats").get("errorstat_OOM", {"count": 0})["count"]
+        thread.start()
+        until(lambda: client.info("errorstats")["errorstat_OOM"]["count"] > rejected + 16)
+        client.config_set("maxmemory", 0)
+        thread.join()
+    ((*receipts,),) = written
+    assert {receipt.durability for receipt in receipts} == {Durability.ACCEPTED}
+    drain(patient, DEADLINE_SECONDS, QUICK)
+    assert ids(patient) == list(range(200))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_batch_waits_for_a_redis_that_is_away_once(
+    *, own_redis: "OwnRedisFactory", make: Make, monkeypatch: pytest.MonkeyPatch, frozen: bool
+) -> None:
+    """Whatever keeps 16 partitions from writing, and from being asked where they stand, the batch gives up as one."""
+    monkeypatch.setattr(appender, "ANCHOR_SECONDS_MAX", 0)
+    server = own_redis()
+    settings = EngineSettings(write_timeout_seconds=0.6, redis_timeout_seconds=0.3)
+    engine = make(settings, redis=server.url, partitions=16)
+    put_in_all(engine)
+    if frozen:
+        os.kill(server.pid, signal.SIGSTOP)
+    else:
+        server.kill()
+    begun = time.monotonic()
+    try:
+        with pytest.raises((RedisUnavailable, WriteOutcomeUnknown)):
+            put_in_all(engine)
+        assert time.monotonic() - begun < 5
+    finally:
+        if frozen:
+            os.kill(server.pid, signal.SIGCONT)
 
 
 def _accepted(engine: WriteBehind, number: int) -> bool:
@@ -632,15 +845,79 @@ def test_a_statement_timeout_halves_the_batch(
         sizes: list[int] = []
 
         class Noting(Flusher):
-            def _note(self, batch: Any) -> None:
+            def _attempt(self, batch: Any) -> Any:
+                outcomes = super()._attempt(batch)
                 sizes.append(batch.changes.entries)
-                super()._note(batch)
+                return outcomes
 
         with flushing(engine, QUICK, Noting):
             until(lambda: status(engine).backlog == 0)
         assert status(engine).halted == []
         assert ids(engine) == list(range(600))
         assert max(sizes) < 300
+
+
+@pytest.mark.parametrize("batches", [None, 1])
+def test_a_flusher_that_cannot_reach_redis_hands_over(
+    redis_url: str, make: Make, monkeypatch: pytest.MonkeyPatch, batches: int | None
+) -> None:
+    """Whoever has lost Redis, and it alone, keeps neither partitions nor its place among the flushers."""
+    names = iter("ab")
+    monkeypatch.setattr("writebehind.flushers.flusher.holder_name", lambda: next(names))
+    settings = FlusherSettings(linger_seconds=0, lease_ttl_seconds=1, concurrent_batches_max=batches)
+    with Proxy(urlsplit(redis_url).port or 6379) as proxy:
+        cut_off = make(EngineSettings(), redis=f"redis://127.0.0.1:{proxy.port}/0", partitions=2)
+        engine = make(EngineSettings(), partitions=2)
+
+        def holders() -> set[str | None]:
+            return {each.holder for each in status(engine).partitions}
+
+        first = {"a"} if batches else {"a", "b"}
+        with flushing(cut_off, settings), flushing(engine, settings):
+            until(lambda: holders() == first)
+            proxy.refuse()
+            until(lambda: holders() == {"b"})
+            fill(engine)[-1].wait(Durability.PERSISTED, DEADLINE_SECONDS)
+            until(lambda: status(engine).backlog == 0)
+            proxy.accept()
+            until(lambda: status(engine).flushers == 2 and holders() == first)
+            engine.put(accounts, account(LIMIT)).wait(Durability.PERSISTED, DEADLINE_SECONDS)
+    assert ids(engine) == list(range(LIMIT + 1))
+
+
+def test_the_rate_holds_for_groups_and_costs_no_lease(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group of more rows than the rate yields while a lease lasts is waited for; its partition is kept meanwhile."""
+    rate, rows, groups = 400, 600, 3
+    engine = make(EngineSettings())
+    for group in range(groups):
+        with engine.atomic(accounts, group) as members:
+            for number in range(rows):
+                members.put(accounts, account(group * rows + number))
+    settings = FlusherSettings(linger_seconds=0, lease_ttl_seconds=1, rows_per_second_max=rate)
+    taken: list[tuple[float, int]] = []
+
+    def noting(*given: Any) -> Flusher:
+        """Make a flusher that notes what it gives SQL."""
+        flusher = Flusher(*given)
+        take = flusher._pacing.take
+
+        def note(count: int, now: float) -> None:
+            taken.append((now, count))
+            take(count, now)
+
+        monkeypatch.setattr(flusher._pacing, "take", note)
+        return flusher
+
+    with flushing(engine, settings, noting) as holder:
+        until(lambda: holder.tally.takeovers == 1)
+        with flushing(engine, settings) as other:
+            until(lambda: status(engine).backlog == 0)
+            assert (holder.tally.takeovers, other.tally.takeovers) == (1, 0)
+    assert [count for _, count in taken] == [rows] * groups, "one by one, though they were there together"
+    begun, _ = taken[0]
+    for before, (now, _) in enumerate(taken):
+        assert before * rows <= rate * (now - begun + BURST_SECONDS) + 1
+    assert ids(engine) == list(range(groups * rows))
 
 
 def test_so_many_flushers_serve_at_a_time(make: Make) -> None:

@@ -17,12 +17,14 @@ import servers
 from running import flushing
 from writebehind.drills.proxy import Mishap, Proxy
 from writebehind.engine import (
+    Backpressure,
     DatabaseUnavailable,
     DataLoss,
     DataLossDetected,
     Durability,
     EngineSettings,
     WriteBehind,
+    WriteBehindError,
     WriteOutcomeUnknown,
 )
 from writebehind.engine.adapters.control_tables import rewritten
@@ -375,6 +377,52 @@ def test_a_lost_reply_and_a_lost_tail(world: World) -> None:
             world.app.links.drop_idle()
             world.drain()
             assert world.kinds() == ["once", "warm"]
+
+
+def test_a_lost_reply_a_lost_tail_and_no_room(world: World) -> None:
+    """Not to be found in a new history says nothing of the old one: it is not said that nothing was written."""
+    with Proxy(int(world.server.url.rpartition(":")[2].partition("/")[0])) as proxy:
+        through = WriteBehind(
+            redis=f"redis://127.0.0.1:{proxy.port}/0",
+            database="postgresql+psycopg://nobody@127.0.0.1:1/none",
+            tables=[accounts, events],
+            namespace=world.namespace,
+            partitions=1,
+            settings=EngineSettings(
+                redis_timeout_seconds=2,
+                write_timeout_seconds=10,
+                backlog_entries_max=2,
+                backpressure=Backpressure.REJECT,
+            ),
+        )
+        with contextlib.closing(through):
+            through.insert(events, {"kind": "warm"})
+            world.drain()
+            size = world.size
+            failed: list[BaseException] = []
+
+            def write() -> None:
+                try:
+                    through.insert(events, {"kind": "once"})
+                except WriteBehindError as error:
+                    failed.append(error)
+
+            proxy.inject(Mishap.CUT_AFTER, APPEND.sha)
+            thread = threading.Thread(target=write)
+            thread.start()
+            proxy.wait_for(Mishap.CUT_AFTER)
+            proxy.refuse()
+            deadline = time.monotonic() + DEADLINE_SECONDS
+            while "once" not in world.kinds() and time.monotonic() < deadline:
+                world.drain()
+            world.crash(size)
+            for _ in range(2):
+                world.app.insert(events, {"kind": "other"})
+            proxy.accept()
+            thread.join()
+            assert [type(error) for error in failed] == [WriteOutcomeUnknown]
+            world.drain()
+            assert world.kinds() == ["once", "other", "other", "warm"]
 
 
 def test_others_that_flushed_and_are_forgotten_by_redis_count(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,9 @@ from writebehind.engine import DataLossDetected, Durability, EngineSettings, Wri
 from writebehind.engine.adapters.log import GROUP
 from writebehind.engine.embedded import EmbeddedRedis
 from writebehind.flushers import Flusher, FlusherSettings, Status, drain, initialise, status
-from writebehind.flushers.flush import Commit, Effect
-from writebehind.flushers.flush import Reply as FlushReply
+from writebehind.flushers.flush import Commit
+from writebehind.flushers.flusher import Effect
+from writebehind.flushers.flusher import Reply as FlushReply
 
 if TYPE_CHECKING:
     from conftest import OwnRedisFactory

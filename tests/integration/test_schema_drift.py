@@ -14,6 +14,7 @@ from writebehind.engine.adapters.control_tables import dead_letters
 from writebehind.engine.core import payload
 from writebehind.engine.core.composing import Composer
 from writebehind.flushers import FlusherSettings, Status, drain, initialise
+from writebehind.flushers.bulk import grouping
 from writebehind.recovery import dead_letters as letters_of
 from writebehind.recovery import replay
 
@@ -24,6 +25,7 @@ SETTINGS = FlusherSettings(linger_seconds=0, lease_ttl_seconds=1, halt_retry_sec
 def people(*, new: bool, policy: str | UnknownColumns = UnknownColumns.HALT) -> sa.Table:
     """Return the table as the old or the new release declares it."""
     nickname = [sa.Column("nickname", sa.String(20))] if new else []
+    stars = [sa.Column("stars", sa.Integer, nullable=False, server_default="0", default=0)] if new else []
     return sa.Table(
         "people",
         sa.MetaData(),
@@ -31,6 +33,7 @@ def people(*, new: bool, policy: str | UnknownColumns = UnknownColumns.HALT) -> 
         sa.Column("name", sa.String(20), nullable=False),
         *nickname,
         sa.Column("points", sa.Integer, nullable=False, default=0),
+        *stars,
         info={"writebehind": {"unknown_columns": policy}},
     )
 
@@ -57,12 +60,24 @@ class Releases:
     def rows(self) -> list[tuple[Any, ...]]:
         """What SQL has."""
         with self.new.database.connect() as connection:
-            return [tuple(row) for row in connection.execute(sa.select(self.table).order_by(self.table.c.id))]
+            found = connection.execute(sa.select(self.table).order_by(self.table.c.id))
+            return [(row.id, row.name, row.nickname, row.points) for row in found]
+
+    def stars(self) -> dict[int, int]:
+        """What SQL has of the other new column."""
+        with self.new.database.connect() as connection:
+            return {row.id: row.stars for row in connection.execute(sa.select(self.table))}
 
     def letters(self) -> int:
         """How many dead letters there are."""
         with self.new.database.connect() as connection:
             return connection.execute(sa.select(sa.func.count()).select_from(dead_letters)).scalar_one()
+
+
+@pytest.fixture(autouse=True)
+def unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process not have warned of anything yet."""
+    monkeypatch.setattr(grouping, "_said", set())
 
 
 @pytest.fixture
@@ -93,7 +108,7 @@ def test_an_old_flusher_halts_until_a_new_one_comes(releases: Releases) -> None:
     write_new(releases)
     last = flush(old, 1.0)
     (halted,) = last.halted
-    assert "nickname of table people" in str(halted.halted)
+    assert "nickname, stars of table people" in str(halted.halted)
     assert (releases.rows(), releases.letters()) == ([], 0)
     assert flush(releases.new).backlog == 0
     assert releases.rows() == [(1, "Ada", "A", 6), (2, "Grace", "Gr", 2)]
@@ -122,6 +137,49 @@ def test_an_old_flusher_may_set_aside(releases: Releases) -> None:
     assert flush(releases.new).backlog == 0
     assert releases.rows() == [(1, "Ada", "A", 6), (2, "Grace", "Gr", 2), (3, "Cy", None, 3)]
     assert releases.letters() == 0
+
+
+def write_stars(releases: Releases) -> None:
+    """Increment a column that only the new release has: of a row that is in SQL, of one in the batch."""
+    table, app = releases.table, releases.new
+    app.put(table, {"id": 1, "name": "Ada", "points": 1})
+    assert flush(app).backlog == 0
+    app.increment(table, 1, {"points": 1, "stars": 5})
+    app.put(table, {"id": 2, "name": "Grace", "points": 2})
+    app.increment(table, 2, {"stars": 5})
+
+
+def test_an_increment_of_a_new_column_halts(releases: Releases) -> None:
+    """Until a flusher comes that knows it."""
+    write_stars(releases)
+    (halted,) = flush(releases.engine(people(new=False)), 1.0).halted
+    assert "stars of table people" in str(halted.halted)
+    assert flush(releases.new).backlog == 0
+    assert releases.stars() == {1: 5, 2: 5}
+
+
+def test_an_increment_of_a_new_column_is_ignored(releases: Releases, caplog: pytest.LogCaptureFixture) -> None:
+    """With one warning for the column, however often it is written; the others are incremented."""
+    write_stars(releases)
+    old = releases.engine(people(new=False, policy="ignore"))
+    assert flush(old).backlog == 0
+    for _ in range(3):
+        releases.new.increment(releases.table, 1, {"points": 1, "stars": 5})
+        assert flush(old).backlog == 0
+    assert [row[3] for row in releases.rows()] == [5, 2]
+    assert releases.stars() == {1: 0, 2: 0}
+    assert caplog.text.count("writes to stars of table people") == 1
+
+
+def test_an_increment_of_a_new_column_is_set_aside(releases: Releases) -> None:
+    """And applied by a flusher that knows it."""
+    write_stars(releases)
+    assert flush(releases.engine(people(new=False, policy="dead-letter"))).backlog == 0
+    assert releases.stars()[1] == 0
+    assert releases.letters() == 3
+    replay(releases.new, [letter for letter in letters_of(releases.new) if letter.failure])
+    assert flush(releases.new).backlog == 0
+    assert (releases.stars(), releases.letters()) == ({1: 5, 2: 5}, 0)
 
 
 def test_a_new_flusher_takes_what_old_writers_write(releases: Releases) -> None:

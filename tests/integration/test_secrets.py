@@ -397,7 +397,7 @@ def test_how_things_look(make: Make, sqlite_url: str, ears: Ears, redis_url: str
     ears.show("engine", app, app.settings, app.keys, app.links, app.composer, entry, receipt, app.database, app.tables)
     flusher = Flusher(app, QUICK)
     flusher.run(until=lambda: flusher.tally.entries >= 3)
-    ears.show("flusher", flusher, flusher.tally, *flusher.cursors.values())
+    ears.show("flusher", flusher, flusher.tally, *flusher.holdings.cursors.values())
     with app.database.begin() as connection:
         connection.execute(sa.update(people).values(number=NUMBER + 1))
     seen: list[Any] = []

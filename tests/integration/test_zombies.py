@@ -19,8 +19,9 @@ from writebehind.engine import ConfigurationError, DatabaseUnavailable, Durabili
 from writebehind.engine.adapters.control_tables import partitions
 from writebehind.engine.embedded import EmbeddedDatabase, EmbeddedMariaDB, EmbeddedPostgreSQL
 from writebehind.flushers import Flusher, FlusherSettings, initialise, status
-from writebehind.flushers.flush import Commit, Effect, Write
-from writebehind.flushers.flush import Reply as FlushReply
+from writebehind.flushers.flush import Commit, Write
+from writebehind.flushers.flusher import Effect
+from writebehind.flushers.flusher import Reply as FlushReply
 
 DEADLINE_SECONDS = 20.0
 PARTITIONS = 2

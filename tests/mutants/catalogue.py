@@ -12,19 +12,24 @@ __all__ = ["MUTANTS", "Edit", "Mutant"]
 APPEND = "engine/adapters/lua/append.lua"
 APART = "flushers/apart.py"
 APPENDER = "engine/adapters/appender.py"
+ATTEMPTS = "engine/adapters/attempts.py"
 COALESCING = "engine/core/coalescing.py"
+CONFIRMER = "engine/adapters/confirmer.py"
 CONTIGUITY = "engine/core/contiguity.py"
 CURSOR = "flushers/cursor.py"
 FLUSH = "flushers/flush.py"
 FLUSHER = "flushers/flusher.py"
 FSYNC = "engine/adapters/fsync.py"
+HOLDINGS = "flushers/holdings.py"
 INTAKE = "flushers/intake.py"
 ISOLATION = "flushers/isolation.py"
 LEASES = "flushers/leases.py"
 LETTERS = "flushers/letters.py"
 LINKS = "engine/adapters/links.py"
 LOG = "engine/adapters/log.py"
+MERGING = "flushers/merging.py"
 OPEN_EPOCH = "engine/adapters/lua/open_epoch.lua"
+PACING = "flushers/pacing.py"
 PAYLOAD = "engine/core/payload.py"
 PUBLISH = "engine/adapters/lua/publish.lua"
 QUARANTINE = "flushers/quarantine.py"
@@ -194,8 +199,8 @@ WRITING = [
         "batch-overtaken",
         "a refused call is overtaken by the partition's next one: order is lost",
         SENDING,
-        "            del queues[partition]\n            failures.append(result)",
-        "            failures.append(result)",
+        "            del queues[partition]\n            failures.append(",
+        "            failures.append(",
         f"{FAULTS}::test_a_call_is_not_overtaken_by_the_next_one",
     ),
     mutant(
@@ -230,7 +235,7 @@ RETRIES = [
         harm="the client's own retries send a write again whose reply was lost: it is applied twice",
         edits=[
             Edit(
-                path=APPENDER,
+                path=ATTEMPTS,
                 old=EXCHANGE,
                 new="""            def exchange():
                 link.connection.send_packed_command((pack_command(command),), check_health=False)
@@ -263,7 +268,7 @@ RETRIES = [
     mutant(
         "retry-without-search",
         "a retry does not look for its first attempt: the write is applied twice",
-        APPENDER,
+        ATTEMPTS,
         "            anchor = appender.rewriter.anchor(partition, self._anchor)",
         '            anchor = b""',
         f"{LOST}::test_a_write_survives_one_fault[Mishap.CUT_AFTER-increment-0]",
@@ -314,8 +319,8 @@ RETRIES = [
         "unknown-outcome-called-nothing",
         "a write that may be in the log is reported as not written",
         "engine/core/appending.py",
-        "            lost = reply.error\n",
-        "            lost = None\n",
+        "        lost = still_lost(reply, lost)\n",
+        "",
         "tests/unit/test_appending.py::test_nothing_written_is_said_only_when_certain",
     ),
     mutant(
@@ -375,12 +380,12 @@ FLUSHING = [
         "watermark-before-commit",
         "readers load a row that is not there yet, and receipts say PERSISTED too early",
         FLUSHER,
-        "                return self._fence(batch.segments)",
+        "                return self._fence(segments)",
         "                with self._links.link() as link:\n"
-        "                    for each in batch.segments:\n"
-        "                        meta = self._app.keys.metas[each.partition]\n"
+        "                    for each in segments:\n"
+        "                        meta = self._log._keys.metas[each.partition]\n"
         '                        link.command("HSET", meta, "watermark", str(each.end))\n'
-        "                return self._fence(batch.segments)",
+        "                return self._fence(segments)",
         f"{FAULTS}::test_nothing_shows_before_the_commit[Write]",
     ),
     mutant(
@@ -530,14 +535,14 @@ HOLDING = [
             Edit(
                 path=FLUSHER,
                 old="        self._transaction = Transaction(",
-                new="        self._leases.mint = self._mint\n        self._transaction = Transaction(",
+                new="        leases.mint = self._mint\n        self._transaction = Transaction(",
             ),
             Edit(
                 path=FLUSHER,
                 old="    # Serving\n",
                 new="    def _mint(self, number):\n"
                 "        with self._links.link() as link:\n"
-                '            return int(link.command("INCR", self._app.keys.stems[number] + "token"))\n\n'
+                '            return int(link.command("INCR", self._log._keys.stems[number] + "token"))\n\n'
                 "    # Serving\n",
             ),
             Edit(path=LEASES, old="token=partitions.c.token + 1", new="token=self.mint(number)"),
@@ -648,7 +653,7 @@ ROLLED_BACK = [
     mutant(
         "written-again-though-applied",
         "what SQL has is applied once more, because Redis had lost it",
-        INTAKE,
+        MERGING,
         "        return cursor.has(_origin(fields))",
         "        return False",
         f"{RETENTION}::test_a_lost_tail_is_written_again",
@@ -680,7 +685,7 @@ ROLLED_BACK = [
     mutant(
         "sql-rollback-unnoticed",
         "rows that a restored database is without stay missing until the next write",
-        FLUSHER,
+        HOLDINGS,
         "            elif offset != cursor.committed:",
         "            elif False:",
         "tests/integration/test_sql_rollbacks.py::test_what_the_log_retains_is_applied_again",
@@ -736,6 +741,22 @@ COALESCED = [
         'insert.prefix_with("OR REPLACE")',
         f"{FAULTS}::test_a_row_is_not_overwritten_by_another_keys",
     ),
+    mutant(
+        "number-bound-as-bytes",
+        "a forged entry of a few bytes, a number for a column of bytes, makes MariaDB's driver take gigabytes",
+        "flushers/bulk/generic.py",
+        "            self._check(declared, columns, rows)\n            self._put(",
+        "            self._put(",
+        "tests/integration/test_bulk.py::test_values_of_another_type[mariadb-mysql-1]",
+    ),
+    mutant(
+        "memory-copied-as-an-interval",
+        "psycopg's COPY writes what is in the memory beside a forged value where an interval is meant",
+        "flushers/bulk/postgresql.py",
+        "Kind.DATETIME_UTC, Kind.BYTES, Kind.UUID}",
+        "Kind.DATETIME_UTC, Kind.BYTES, Kind.UUID, Kind.INTERVAL}",
+        "tests/integration/test_bulk.py::test_values_of_another_type[postgresql-copy-1]",
+    ),
 ]
 
 SET_ASIDE = [
@@ -746,6 +767,14 @@ SET_ASIDE = [
         "            self._insert(connection, partition, some, retrying=retrying)",
         "            pass",
         f"{REFUSED}::test_each_kind_of_refusal[sqlite]",
+    ),
+    mutant(
+        "refused-again-and-untold",
+        "a service never hears of a letter whose last retry was committed while its reply was lost",
+        "flushers/trouble.py",
+        "self._holdings.doubt(cursor.number, cursor.quarantine.chains(due))",
+        "self._holdings.doubt(cursor.number, ())",
+        f"{REFUSED_FAULTS}::test_a_retried_letter_is_told_of_where_the_reply_is_lost[sqlite]",
     ),
     mutant(
         "letter-overtaken",
@@ -784,6 +813,8 @@ SET_ASIDE = [
         name="retried-from-memory",
         harm="a letter is applied twice where the reply of its commit is lost",
         edits=[
+            # Either of the two is enough.
+            Edit(path=TRANSACTION, old='            known.letters == _number(f"letters_{number}"),\n', new=""),
             Edit(path=ISOLATION, old="def isolate(", new="_SEEN: dict[Any, Any] = {}\n\n\ndef isolate("),
             Edit(
                 path=ISOLATION,
@@ -826,12 +857,20 @@ SET_ASIDE = [
         "values(letters=partitions.c.letters))",
         "tests/integration/test_letter_resolution.py::test_a_late_request_means_no_other_letter[sqlite]",
     ),
+    mutant(
+        "persisted-by-the-offset-alone",
+        "a receipt says PERSISTED of a write that SQL has refused",
+        CONFIRMER,
+        "            if passed and not letters:",
+        "            if passed:",
+        f"{REFUSED}::test_receipts_of_what_sql_refuses[sqlite]",
+    ),
     Mutant(
         name="letters-not-fenced",
         harm="after a rollback of SQL a write overtakes the letter that it brought back",
         edits=[
             Edit(path=TRANSACTION, old='            known.letters == _number(f"letters_{number}"),\n', new=""),
-            Edit(path=FLUSHER, old="            elif letters != cursor.letters:", new="            elif letters < 0:"),
+            Edit(path=HOLDINGS, old="            elif letters != cursor.letters:", new="            elif letters < 0:"),
         ],
         tests=[f"{REFUSED_FAULTS}::test_sql_rolled_back_to_other_letters"],
     ),
@@ -854,6 +893,54 @@ PRESSURE = [
         "if ARGV[7] ~= '' and length >= tonumber(ARGV[7]) then return redis.error_reply('BACKLOG entries 1 0') end\n"
         "if ARGV[5] == '+' then\n",
         f"{PRESSED}::test_a_retry_finds_its_entry_in_a_full_backlog",
+    ),
+    mutant(
+        "fenced-off-in-another-history",
+        "a write that SQL has is said not to be written",
+        ATTEMPTS,
+        "fenced_off = effect.retry and doubt is None",
+        "fenced_off = effect.retry",
+        f"{RETENTION}::test_a_lost_reply_a_lost_tail_and_no_room",
+    ),
+    mutant(
+        "a-deadline-for-each-partition",
+        "a batch waits for a Redis that is away as often as it has partitions",
+        SENDING,
+        "yield draft.call(appender.call_id()), fresh",
+        "yield draft.call(appender.call_id()), Deadline(fresh._seconds)",
+        f"{PRESSED}::test_a_batch_waits_for_a_redis_that_is_away_once[False]",
+    ),
+    mutant(
+        "a-group-paid-for-in-part",
+        "the limit on the database's load is void for atomic groups",
+        PACING,
+        "self._saved_at(now, self._rate) - rows, now)",
+        "self._saved_at(now, self._rate) - min(rows, self.mutations_max), now)",
+        "tests/unit/test_pacing.py::test_groups_are_paid_for_and_no_more",
+    ),
+    mutant(
+        "groups-counted-as-one",
+        "a batch of atomic groups is many times what the database is to be given at a time",
+        MERGING,
+        "                if number and changes.mutations >= enough:\n                    return number\n",
+        "",
+        f"{PRESSED}::test_the_rate_holds_for_groups_and_costs_no_lease",
+    ),
+    mutant(
+        "the-rate-waited-for-through-a-lease",
+        "partitions change hands whenever the database is given much at a time",
+        PACING,
+        "return min(self._wait_max, max(WAIT_SECONDS_MIN, -saved / self._rate))",
+        "return max(WAIT_SECONDS_MIN, -saved / self._rate)",
+        f"{PRESSED}::test_the_rate_holds_for_groups_and_costs_no_lease",
+    ),
+    mutant(
+        "fenced-off-by-a-full-redis",
+        "a write is said not to be written, and arrives later",
+        APPENDER,
+        "held, fenced_off = Held(OUT_OF_MEMORY, 0, 0), False",
+        "held = Held(OUT_OF_MEMORY, 0, 0)",
+        f"{PRESSED}::test_a_lost_write_that_finds_redis_full_is_not_known",
     ),
     Mutant(
         name="let-go-before-the-entry",
@@ -884,6 +971,14 @@ PRESSURE = [
         "  if backlog > 0 then\n",
         "  if backlog >= 0 then\n",
         f"{PRESSED}::test_a_redis_short_of_memory_gets_no_more_than_is_flushed",
+    ),
+    mutant(
+        "who-takes-over-trims-nothing",
+        "a Redis full of flushed entries is never drained once their flusher is gone",
+        CURSOR,
+        "            self.milestones.append((now, position))",
+        "            pass",
+        f"{PRESSED}::test_a_full_redis_is_freed_by_who_takes_over[0.9]",
     ),
     mutant(
         "no-half",

@@ -13,6 +13,7 @@ from writebehind.engine.core.columns import Column, Entity, Kind
 from writebehind.engine.core.payload import Op, PayloadError, decode, encode
 from writebehind.engine.core.records import KEY_BYTES_MAX, RecordPlan
 from writebehind.engine.core.values import codec
+from writebehind.engine.core.wire_types import misfit
 from writebehind.engine.errors import ValidationError
 
 
@@ -77,6 +78,7 @@ def test_round_trip(kind: Kind, data: st.DataObject) -> None:
     ((_, _, _, values),) = decode(encode(Op.PUT, "t", "1", {"v": wire}))
     assert type(values["v"]) is type(wire)
     assert same(values["v"], wire)
+    assert misfit(subject.column, [values]) is None
     assert same(subject.to_user(values["v"]), value)
     assert same(subject.decode_text(as_bytes(subject.encode_text(wire))), value)
     assert as_bytes(subject.encode_text(wire)) != b"\\N"

@@ -24,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 import servers
 from simulator.schema import accounts, counters, events
-from writebehind.engine import EngineSettings, ReadTimeout, RedisUnavailable, WriteBehind
+from writebehind.engine import EngineSettings, LeaseLost, ReadTimeout, RedisUnavailable, WriteBehind
 from writebehind.engine.adapters.control_tables import flushers, partitions
 from writebehind.engine.adapters.log import Acknowledgement, Log
 from writebehind.engine.core.partitioning import partition_of
@@ -32,8 +32,8 @@ from writebehind.engine.core.positions import ORIGIN
 from writebehind.engine.embedded import EmbeddedRedis
 from writebehind.flushers import Flusher, FlusherSettings, initialise, status
 from writebehind.flushers.batch import Batch
-from writebehind.flushers.flush import Effect
-from writebehind.flushers.flush import Reply as FlushReply
+from writebehind.flushers.flusher import Effect
+from writebehind.flushers.flusher import Reply as FlushReply
 from writebehind.recovery import reclaim, takeover
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ class Mortal(Flusher):
         def perform(cut: bool) -> FlushReply:  # noqa: FBT001 - called by the fuse
             with mock.patch.object(self._log, "acknowledge", self._half) if cut else contextlib.nullcontext():
                 reply = super(Mortal, self).perform(effect)
-                self._collect_settled(everything=True)
+                self._settlement.collect(everything=True)
             return reply
 
         return self.fuse.guard(perform)
@@ -223,7 +223,7 @@ class Mortal(Flusher):
         return self._read_on(entries_max)
 
     def _read_on(self, entries_max: int) -> Batch | None:
-        return self._intake.read(list(self.cursors.values()), entries_max, 0)
+        return self._intake.read(list(self.holdings.cursors.values()), entries_max, 0)
 
     def _tend_now(self) -> None:
         done = reclaim.perform
@@ -232,7 +232,7 @@ class Mortal(Flusher):
             return self.fuse.guard(lambda _: done(log, partition, effect))
 
         with mock.patch.object(reclaim, "perform", perform):
-            self._tended_at = float("-inf")
+            self.holdings._tended_at = float("-inf")
             self._tend()
 
     def flush(self, entries_max: int, *, read_ahead: bool) -> bool:
@@ -249,17 +249,19 @@ class Mortal(Flusher):
             return True
         try:
             self._retrying(self._attempt, batch)
-        except Exception as error:  # noqa: BLE001 - as a flusher does
+        except LeaseLost as error:
             self.give_up_reading()
-            self._drop_lost(batch, error)
+            self.holdings.drop(batch, error)
+        except Exception:  # noqa: BLE001 - as a flusher does
+            self.give_up_reading()
         else:
-            self._note(batch)
+            self.holdings.note(batch)
         return True
 
     def give_up_reading(self) -> None:
         """Throw away what was read: Redis has failed."""
         self.ahead = None
-        for cursor in self.cursors.values():
+        for cursor in self.holdings.cursors.values():
             cursor.rewind()
             cursor.stale = True
 
@@ -506,7 +508,7 @@ class Crashes(RuleBasedStateMachine):
                 pass
             now = status(self.apps[0])
             assert (now.lost_entries, now.halted) == (0, [])
-            stale = any(cursor.stale for cursor in self._living().cursors.values())
+            stale = any(cursor.stale for cursor in self._living().holdings.cursors.values())
             if now.backlog == 0 and not stale:
                 return
         raise AssertionError(f"stuck with {status(self.apps[0])}")

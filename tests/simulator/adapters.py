@@ -4,7 +4,7 @@ They take the places of ``flushers.leases.Leases`` and ``engine.adapters.rows.Ro
 one effect for each statement that locks or writes.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +16,11 @@ from simulator.loop import Process
 from simulator.sessions import Session
 from simulator.tables import PartitionRow, Row
 from writebehind.engine.adapters.declaration import DeclaredTable
-from writebehind.engine.adapters.rows import Applied, Rows
+from writebehind.engine.adapters.rows import Applied, LetterState, Rows
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.core.retention import DataLoss
 from writebehind.engine.errors import DatabaseUnavailable
-from writebehind.flushers.leases import Lease, Leases
+from writebehind.flushers.leases import RENEWAL_SHARE, Lease, Leases
 from writebehind.flushers.letters import Letters
 
 __all__ = ["Engine", "ModelLeases", "ModelRows", "flusher_engine", "next_token"]
@@ -71,6 +71,7 @@ class ModelLeases(Leases):
         self._letters = letters
         self._name = holder
         self._ttl_seconds = ttl_seconds
+        self._renewed_at = 0.0
 
     def _change(self, session: Session, number: int, **values: Any) -> None:
         row = session.partition(number)
@@ -83,11 +84,7 @@ class ModelLeases(Leases):
         state, now = session.database.state, session.database.loop.now
 
         def renew() -> int:
-            for number in sorted(served):
-                if state.partitions[number].holder == self._name:
-                    session.database.lock(session, number)
-                    if session.partition(number).holder == self._name:
-                        self._change(session, number, lease_until=session.database.loop.now + self._ttl_seconds)
+            self._extend(session, served)
             if member:
                 state.flushers[self._name] = session.database.loop.now + self._ttl_seconds
             for name in [name for name, until in state.flushers.items() if until < now - 10 * self._ttl_seconds]:
@@ -175,6 +172,23 @@ class ModelLeases(Leases):
         session.commit()
         return [lease for lease in map(self._with_letters, taken) if lease is not None]
 
+    def _renew(self) -> None:
+        """Renew, where a while has passed."""
+        now = self._model.database.loop.now
+        if now - self._renewed_at >= RENEWAL_SHARE * self._ttl_seconds:
+            self._renewed_at = now
+            session = self._model.session()
+            mine = [number for number, row in session.database.state.partitions.items() if row.holder == self._name]
+            session.statement(f"renew {mine}", lambda: self._extend(session, mine))
+            session.commit()
+
+    def _extend(self, session: Session, numbers: Iterable[int]) -> None:
+        for number in sorted(numbers):
+            if session.database.state.partitions[number].holder == self._name:
+                session.database.lock(session, number)
+                if session.partition(number).holder == self._name:
+                    self._change(session, number, lease_until=session.database.loop.now + self._ttl_seconds)
+
     def release(self, held: Mapping[int, int]) -> None:
         """Hand back."""
         session = self._model.session()
@@ -229,6 +243,20 @@ class ModelRows(Rows):
             return {key: declared.plan.values_to_user(row) for key, row in rows.items() if row is not None}
 
         found: dict[str, Row] = self._select(f"load {name} {list(keys)}", select)
+        return found
+
+    def letter_of(self, namespace: str, partition: int, entry_id: EntryID) -> LetterState | None:
+        """Look whether an entry is a letter."""
+        del namespace
+
+        def select(session: Session) -> LetterState | None:
+            for (number, place), row in session.database.state.letters.items():
+                if (number, row["entry_id"]) == (partition, str(entry_id)):
+                    final = bool(row["failure"]) and not row["retry_until_ms"]
+                    return LetterState(f"{partition}-{place}", row["error"] if final else None)
+            return None
+
+        found: LetterState | None = self._select(f"letter of {entry_id}", select)
         return found
 
     def applied_of(self, namespace: str, numbers: Sequence[int]) -> dict[int, Applied]:

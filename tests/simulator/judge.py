@@ -332,6 +332,8 @@ class Judge:
         known = self.entries.get((partition, entry))
         if known is None or (known.mutation not in self._standing.mutations and not self._database.rollbacks):
             raise self.violated("persisted", f"{_id(entry)} of partition {partition} was said to be in SQL")
+        if any(letter.entry == entry for letter in self._standing.of(partition).values()):
+            raise self.violated("persisted", f"{_id(entry)} of partition {partition} was said to be in SQL, and waits")
 
     def told(self, process: Process, loss: DataLoss) -> None:
         """Note what a process was told that it has lost."""

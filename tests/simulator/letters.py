@@ -54,14 +54,14 @@ class ModelLetters(Letters):
         rows: list[Any] = session.statement(f"letters {list(places)} of {partition}", select) if places else []
         return rows
 
-    def _given_up(self, connection: Any, partition: int, places: range) -> Sequence[Any]:
+    def _given_up(self, connection: Any, partition: int, first: int, last: int) -> Sequence[Any]:
         session: Session = connection
 
         def select() -> list[Any]:
             rows = session.letters_of(partition)
-            return [seen(row) for row in rows.values() if row["place"] in places and row["failure"]]
+            return [seen(row) for row in rows.values() if first <= row["place"] <= last and row["failure"]]
 
-        rows: list[Any] = session.statement(f"letters {places} of {partition}", select)
+        rows: list[Any] = session.statement(f"letters {first} to {last} of {partition}", select)
         return [row for row in rows if row.retry_until_ms == 0]
 
     def _insert(self, connection: Any, partition: int, rows: Sequence[dict[str, Any]], *, retrying: bool) -> None:

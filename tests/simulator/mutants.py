@@ -49,9 +49,9 @@ def edited(script: scripts.Script, old: str, new: str) -> Iterator[None]:
         del SCRIPTS.edits[script.text]
 
 
-def _forgetful() -> Generator[appending.Effect, appending.Reply, bytes]:
+def _forgetful(*, together: bool) -> Generator[appending.Effect, appending.Reply, bytes | appending.Full]:
     """Retry as if it were the first time."""
-    protocol = appending.append()
+    protocol = appending.append(together=together)
     reply: appending.Reply = None
     try:
         effect = next(protocol)
@@ -59,7 +59,7 @@ def _forgetful() -> Generator[appending.Effect, appending.Reply, bytes]:
             reply = yield appending.Run(retry=False) if isinstance(effect, appending.Run) else effect
             effect = protocol.send(reply)
     except StopIteration as stop:
-        done: bytes = stop.value
+        done: bytes | appending.Full = stop.value
         return done
 
 

@@ -44,7 +44,7 @@ class ModelTransaction(Transaction):
         self._ttl_seconds = lease_ttl_seconds
         self._connection: Any = None
         self._partition = -1
-        self._checks_attempts = self._ended = False
+        self._checks_attempts = self._ended = self.committing = False
 
     @property
     def session(self) -> Session:
@@ -52,10 +52,11 @@ class ModelTransaction(Transaction):
         session: Any = self.connection
         return session  # type: ignore[no-any-return]
 
-    def begin(self) -> None:
-        """Begin."""
+    def begin(self, *, attempting: bool = False) -> None:
+        """Begin; nothing is deferred but to the commit."""
+        del attempting
         self._connection = self._model.session()
-        self._ended = False
+        self._ended = self.committing = False
 
     def fence(self, segments: Sequence[Segment], letters: Mapping[int, int]) -> Fenced:
         """Move the offsets."""
@@ -109,9 +110,6 @@ class ModelTransaction(Transaction):
             for row, segment in zip(rows, segments, strict=True)
         )
         return Fenced.ALREADY if already else Fenced.LOST
-
-    def check_attempts(self) -> None:
-        """Nothing is deferred but to the commit."""
 
     def drift(self, _names: Collection[str], _error: Exception) -> None:
         """Tables do not change here."""

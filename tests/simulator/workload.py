@@ -20,6 +20,7 @@ from writebehind.engine import (
     DataLossDetected,
     Durability,
     DurabilityTimeout,
+    PoisonEntryError,
     ReadTimeout,
     RedisUnavailable,
     ValidationError,
@@ -177,8 +178,8 @@ class Application:
         try:
             do(write)
             write.outcome = "accepted"
-        except (WriteOutcomeUnknown, DurabilityTimeout, DataLossDetected):
-            # The latter two where the write was let through on condition that it waits for SQL.
+        except (WriteOutcomeUnknown, DurabilityTimeout, DataLossDetected, PoisonEntryError):
+            # All but the first where the write was let through on condition that it waits for SQL.
             write.outcome = "unknown"
         except REFUSED as error:
             write.outcome = "refused"
@@ -195,7 +196,7 @@ class Application:
         try:
             for receipt in self._receipts:
                 receipt.wait(level, 3.0)
-        except (DurabilityTimeout, DataLossDetected, *REFUSED):
+        except (DurabilityTimeout, DataLossDetected, PoisonEntryError, *REFUSED):
             return
         write.level = level
         if level is Durability.PERSISTED:

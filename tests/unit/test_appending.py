@@ -6,7 +6,7 @@ import pytest
 
 from writebehind.engine.config import Backpressure
 from writebehind.engine.core.appending import Effect, Full, Lost, OpenEpoch, Pause, Refused, Reply, Run, Unsent, append
-from writebehind.engine.core.pressure import Held
+from writebehind.engine.core.pressure import OUT_OF_MEMORY, Held
 from writebehind.engine.errors import (
     BacklogFull,
     ConfigurationError,
@@ -20,14 +20,19 @@ LOST = Lost(ConnectionError("reset"))
 UNSENT = Unsent(ConnectionError("refused"))
 
 
-def full(policy: Backpressure) -> Full:
+def full(policy: Backpressure, *, fenced_off: bool = False) -> Full:
     """Return the reply of a partition that takes no more."""
-    return Full(policy, 0, Held("entries", 10, 4), 1.5)
+    return Full(policy, 0, Held("entries", 10, 4), 1.5, fenced_off)
 
 
-def play(replies: Sequence[Reply]) -> tuple[list[Effect], bytes | WriteBehindError]:
+def no_memory(policy: Backpressure) -> Full:
+    """Return the reply of a Redis that is full."""
+    return Full(policy, 0, Held(OUT_OF_MEMORY, 0, 0), 1.0)
+
+
+def play(replies: Sequence[Reply], *, together: bool = False) -> tuple[list[Effect], bytes | Full | WriteBehindError]:
     """Feed replies to the protocol; return its effects and how it ended."""
-    protocol = append()
+    protocol = append(together=together)
     effects = [next(protocol)]
     try:
         for reply in replies:
@@ -68,7 +73,7 @@ def test_a_lost_reply_is_retried_as_a_retry() -> None:
     assert end == b"7-3"
 
 
-@pytest.mark.parametrize("reply", [Refused("OOM", ""), Refused("READONLY", ""), UNSENT])
+@pytest.mark.parametrize("reply", [no_memory(Backpressure.BLOCK), Refused("READONLY", ""), UNSENT])
 def test_nothing_written_is_said_only_when_certain(reply: Reply) -> None:
     """Out of time without a lost reply is RedisUnavailable; with one it is WriteOutcomeUnknown."""
     assert isinstance(play([reply, False])[1], RedisUnavailable)
@@ -119,6 +124,60 @@ def test_a_full_backlog_rejects_at_once() -> None:
     effects, end = play([full(Backpressure.REJECT)])
     assert (effects, type(end)) == ([Run(retry=False)], BacklogFull)
     assert isinstance(play([LOST, True, full(Backpressure.REJECT)])[1], WriteOutcomeUnknown)
+
+
+def test_a_full_redis_takes_nothing_whatever_the_policy() -> None:
+    """Whoever waits is told that Redis refuses; whoever will not wait, at once; nothing can be written through."""
+    assert isinstance(play([no_memory(Backpressure.REJECT)])[1], BacklogFull)
+    effects, end = play([no_memory(Backpressure.WRITE_THROUGH), True, no_memory(Backpressure.WRITE_THROUGH), False])
+    assert effects == [Run(retry=False), Pause(1), Run(retry=False), Pause(2)]
+    assert isinstance(end, RedisUnavailable)
+
+
+@pytest.mark.parametrize(
+    "reply", [full(Backpressure.BLOCK), *map(no_memory, (Backpressure.BLOCK, Backpressure.WRITE_THROUGH))]
+)
+def test_one_of_several_calls_does_not_wait_for_room(reply: Full) -> None:
+    """It ends for now, as nothing is written; but not where a lost attempt may be, which it goes on to look for."""
+    assert play([reply], together=True) == ([Run(retry=False)], reply)
+    effects, end = play([LOST, True, reply, True, b"7-0"], together=True)
+    assert effects[-1] == Run(retry=True)
+    assert end == b"7-0"
+
+
+def test_one_of_several_calls_is_rejected_or_let_through_as_any_other() -> None:
+    """Only waiting is left to the caller."""
+    assert isinstance(play([full(Backpressure.REJECT)], together=True)[1], BacklogFull)
+    assert isinstance(play([no_memory(Backpressure.REJECT)], together=True)[1], BacklogFull)
+    effects, _ = play([full(Backpressure.WRITE_THROUGH), b"7-0"], together=True)
+    assert effects == [Run(retry=False), Run(retry=False, through=True)]
+    fenced = full(Backpressure.BLOCK, fenced_off=True)
+    assert play([LOST, True, fenced], together=True)[1] == fenced
+
+
+def test_a_retry_that_found_nothing_and_no_room_begins_anew() -> None:
+    """Once lost attempts are fenced off the call is one that was never sent: it is refused, waits or is let through."""
+    reject, block, through = (
+        full(policy, fenced_off=True)
+        for policy in (Backpressure.REJECT, Backpressure.BLOCK, Backpressure.WRITE_THROUGH)
+    )
+    assert isinstance(play([LOST, True, reject])[1], BacklogFull)
+    assert isinstance(play([LOST, True, block, False])[1], BacklogFull)
+    effects, end = play([LOST, True, block, True, b"7-0"])
+    assert effects[2:] == [Run(retry=True), Pause(2), Run(retry=False)]
+    assert end == b"7-0"
+    effects, end = play([LOST, True, through, b"7-0"])
+    assert effects[2:] == [Run(retry=True), Run(retry=False, through=True)]
+    assert end == b"7-0"
+
+
+def test_a_reply_lost_after_that_is_looked_for_again() -> None:
+    """What was certain of the attempts before is not of the next one."""
+    fenced = full(Backpressure.BLOCK, fenced_off=True)
+    effects, end = play([LOST, True, fenced, True, LOST, True, UNSENT, False])
+    runs = [effect for effect in effects if isinstance(effect, Run)]
+    assert [run.retry for run in runs] == [False, True, False, True]
+    assert isinstance(end, WriteOutcomeUnknown)
 
 
 def test_a_full_backlog_is_written_through() -> None:

@@ -1,9 +1,11 @@
 """Each checker passes a history that keeps its promise, and catches every kind of violation planted into it."""
 
+from collections.abc import Mapping
+
 import pytest
 
 from writebehind.drills import checkers
-from writebehind.drills.checkers import Allowance, Audited, Check, Snapshot
+from writebehind.drills.checkers import Allowance, Audited, Check, Halt, Look, Row, Snapshot
 from writebehind.drills.journal import Kind, Operation, Outcome
 from writebehind.engine.core.positions import EntryID
 
@@ -219,7 +221,7 @@ def test_a_torn_snapshot_is_noticed(torn: tuple[int, int]) -> None:
     broken(checkers.bank(MOVES, {1: 1}, {(3, 0): 70, (3, 1): 130}, snapshots, 100), "torn: bank 3")
 
 
-# K5 to K10
+# K5 to K12
 
 
 def test_tails() -> None:
@@ -277,6 +279,53 @@ def test_what_nobody_can_know_need_not_be_reported() -> None:
     """Neither Redis nor the service survived; but what was not lost is not reported even then."""
     assert checkers.honesty(3, 0, 0, knowable=False).passed
     assert not checkers.honesty(3, 0, 4, knowable=False).passed
+
+
+def look(found: list[str], rows: Mapping[int, Row | None], *troubles: str) -> Look:
+    """Make a look at two letters, a row as it should be, and one that should not be there."""
+    return Look(
+        when="now",
+        expected=["a", "b"],
+        found=found,
+        rows_expected={1: {"level": 1}, 2: None},
+        rows_found=rows,
+        troubles=troubles,
+    )
+
+
+ROWS: Mapping[int, Row | None] = {1: {"level": 1}, 2: None}
+
+
+def test_exactly_what_is_refused() -> None:
+    """The letters expected, in their order, and the rows that go with them."""
+    assert checkers.dead_letters([look(["a", "b"], ROWS)]).passed
+    assert checkers.dead_letters([]).passed
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        (look(["a"], ROWS), "now: not set aside: b"),
+        (look(["a", "b", "c"], ROWS), "now: set aside for no reason: c"),
+        (look(["a", "b", "b"], ROWS), "set aside for no reason: b"),
+        (look(["b", "a"], ROWS), "in another order: b for a"),
+        (look(["a", "b"], {1: {"level": 2}, 2: None}), "rows: 1 is {'level': 2}, not {'level': 1}"),
+        (look(["a", "b"], {1: {"level": 1}, 2: {"level": 1}}), "rows: 2 is {'level': 1}, not None"),
+        (look(["a", "b"], {}), "rows: 1 is None"),
+        (look(["a", "b"], ROWS, "letter 3-1 is pending"), "trouble: letter 3-1 is pending"),
+    ],
+)
+def test_other_dead_letters_are_noticed(seen: Look, words: str) -> None:
+    """Too few, too many, in another order, other rows; also where a later look is as it should be."""
+    broken(checkers.dead_letters([seen, look(["a", "b"], ROWS)]), words)
+
+
+def test_halts() -> None:
+    """A partition that has to halt does, and names what is missing as a word of its own."""
+    assert checkers.halts([]).passed
+    assert checkers.halts([Halt(0, "op", "entry 7-1: table sets has no column named op")]).passed
+    broken(checkers.halts([Halt(0, "op", "no column named op"), Halt(1, "op", None)]), "partition 1 said nothing")
+    broken(checkers.halts([Halt(0, "op", "the operation has stopped")]), "without op")
 
 
 def test_messages_stay_short() -> None:

@@ -34,7 +34,7 @@ def test_what_kills_servers_is_refused_on_those_of_the_user() -> None:
             plan_of(DRILLS[name], GIVEN)
     assert DRILLS.keys() - refused >= {
         "flusher-sigkill", "flusher-sigkill-steps", "recovery-sigkill", "zombie", "service-sigkill", "lock-timeout",
-        "redis-cut", "redis-slow", "redis-half-open", "sql-cut", "sql-slow", "sql-half-open",
+        "redis-cut", "redis-slow", "redis-half-open", "sql-cut", "sql-slow", "sql-half-open", "poison", "schema-drift",
     }  # fmt: skip
     for name in DRILLS.keys() - refused:
         needs = plan_of(DRILLS[name], GIVEN).needs

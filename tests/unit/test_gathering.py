@@ -1,13 +1,11 @@
 """Entries taken as they are, to be tried apart: what SQL has already is passed over, whatever it looks like."""
 
-from typing import Any
-
 import pytest
 
 from writebehind.engine.core.payload import Op, encode
 from writebehind.engine.core.positions import EntryID
 from writebehind.flushers.cursor import Cursor
-from writebehind.flushers.intake import Intake, _Taken
+from writebehind.flushers.merging import Merger, Taken
 from writebehind.flushers.suspect import Suspect
 
 
@@ -18,12 +16,11 @@ from writebehind.flushers.suspect import Suspect
 )
 def test_what_sql_has_under_another_id(payload: bytes, settled: dict[str, dict[str, bytes]]) -> None:
     """It ends nothing, and is not tried; its record is settled also where its table is not declared."""
-    log: Any = None
-    intake = Intake(log, {}, 1_000)
+    merger = Merger({})
     cursor = Cursor(number=3, token=1, committed=EntryID(5, 0), rewritten={EntryID(5, 1)})
-    changes = intake.blank(3)
+    changes = merger.blank(3)
     suspects: list[Suspect] = []
     entries = [(b"5-1", [b"m", b"x", b"p", payload]), (b"5-2", [b"x", b"y"])]
-    assert intake._gather(cursor, entries, changes, _Taken(40), suspects) == 2
+    assert merger.gather(cursor, entries, changes, Taken(40), suspects) == 2
     assert [(suspect.entry_id, suspect.place) for suspect in suspects] == [(b"5-2", 41)]
     assert {name: table.versions[3] for name, table in changes.tables.items()} == settled

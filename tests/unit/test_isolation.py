@@ -12,8 +12,8 @@ from writebehind.engine.core.payload import Mutation, Op, encode, encode_group
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.errors import LeaseLost, PoisonEntryError
 from writebehind.flushers.batch import Segment
-from writebehind.flushers.flush import Commit, Fenced, RollBack
-from writebehind.flushers.isolation import Begin, Effect, Fence, Read, Reply, isolate
+from writebehind.flushers.flush import Begin, Commit, Fence, Fenced, RollBack
+from writebehind.flushers.isolation import Effect, Read, Reply, isolate
 from writebehind.flushers.quarantine import Letter, Quarantine, letter_of
 from writebehind.flushers.sifting import Attempt, Outcome, Record
 from writebehind.flushers.suspect import Suspect
@@ -139,7 +139,12 @@ def test_the_rest_is_applied_in_one_transaction() -> None:
     outcome = world.isolate([entry(0, (Op.PUT, "b")), bad, entry(2, (Op.PATCH, "a")), entry(3, (Op.PUT, "c"))])
     assert places(outcome) == ([0, 3], [1], [2], [])
     first, second, *attempts, record, last = world.effects
-    assert (first, second, record, last) == (Begin(), Fence(SEGMENT), Record(SEGMENT, outcome), Commit())
+    assert (first, second, record, last) == (
+        Begin(attempting=True),
+        Fence([SEGMENT]),
+        Record(SEGMENT, outcome),
+        Commit(),
+    )
     assert all(isinstance(effect, Attempt) for effect in attempts)
 
 
@@ -158,7 +163,7 @@ def test_nothing_is_tried_without_the_fence(fenced: Fenced) -> None:
     world = World(fenced=fenced)
     with pytest.raises(LeaseLost):
         world.isolate([entry(0, (Op.PUT, "a"))])
-    assert world.effects == [Begin(), Fence(SEGMENT), RollBack()]
+    assert world.effects == [Begin(attempting=True), Fence([SEGMENT]), RollBack()]
 
 
 def test_what_cannot_be_read_is_refused_untried() -> None:

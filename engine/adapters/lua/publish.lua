@@ -2,6 +2,7 @@
 --
 -- KEYS  1 log (stream)   2 meta (hash)
 -- ARGV  1 epoch and 2 ID of the offset   3 trim entries below this ID, '' not to   4 operations flushed, to be counted
+--       5 '1' where the partition has dead letters, so that what is below the offset may not be in SQL's tables
 -- Reply 1, or 0 where this history does not know the offset's epoch.
 --
 -- A failover may have come between the commit and this call, and epochs of the new primary may have smaller numbers,
@@ -16,7 +17,7 @@ if ARGV[3] ~= '' and redis.call('HEXISTS', meta, 'lineage:' .. string.match(ARGV
   below = ARGV[3]
 end
 redis.call('XTRIM', log, 'MINID', below)
-redis.call('HSET', meta, 'watermark', ARGV[2])
+redis.call('HSET', meta, 'watermark', ARGV[2], 'letters', ARGV[5])
 if ARGV[4] ~= '0' then
   redis.call('HINCRBY', meta, 'flushed:rows', ARGV[4])
   redis.call('HINCRBY', meta, 'flushed:batches', 1)

@@ -1,0 +1,68 @@
+"""The figures of a namespace in Prometheus's text format, for whatever scrapes it or reads it from a file.
+
+Source of the format: prometheus.io, "Text-based format", version 0.0.4.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from writebehind.flushers.inspection import Status
+
+__all__ = ["exposition"]
+
+_ESCAPED: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+
+Sample = tuple[dict[str, str], float]
+
+
+def exposition(found: Status) -> str:
+    """Return one line for each figure, with what it means; no value of a row is among them."""
+    return "".join(f"{line}\n" for line in _lines(found))
+
+
+def _lines(found: Status) -> Iterator[str]:
+    def of_partitions(name: str) -> list[Sample]:
+        return [({"partition": str(each.partition)}, float(getattr(each, name))) for each in found.partitions]
+
+    letters = [
+        ({"table": table, "state": state}, float(getattr(count, state)))
+        for table, count in found.dead_letters.items()
+        for state in ("refused", "retrying", "waiting")
+    ]
+    everything: Sequence[tuple[str, str, str, list[Sample]]] = (
+        ("backlog_entries", "gauge", "Entries that SQL has not applied.", of_partitions("backlog")),
+        ("lag_seconds", "gauge", "Age of the oldest of them.", of_partitions("lag_seconds")),
+        (
+            "held",
+            "gauge",
+            "1 where a limit holds writes back, by limit.",
+            [
+                ({"partition": str(each.partition), "limit": each.pressure}, 1.0)
+                for each in found.partitions
+                if each.pressure
+            ],
+        ),
+        (
+            "halted",
+            "gauge",
+            "1 where a partition is not flushed until something is mended.",
+            [({"partition": str(each.partition)}, float(each.halted is not None)) for each in found.partitions],
+        ),
+        ("missing_rows_total", "counter", "Patches that found no row.", of_partitions("missing_rows")),
+        ("lost_entries_total", "counter", "Entries in neither Redis nor SQL.", [({}, float(found.lost_entries))]),
+        (
+            "rewritten_entries_total",
+            "counter",
+            "Entries that Redis had lost and their writers wrote again.",
+            [({}, float(sum(loss.rewritten for loss in found.losses)))],
+        ),
+        ("dead_letters", "gauge", "Writes that SQL refuses, and those that wait behind them.", letters),
+        ("flushers", "gauge", "Flushers that are alive.", [({}, float(found.flushers))]),
+    )
+    for name, kind, meaning, samples in everything:
+        yield f"# HELP writebehind_{name} {meaning}"
+        yield f"# TYPE writebehind_{name} {kind}"
+        for labels, value in samples:
+            told = {"namespace": found.namespace, **labels}
+            pairs = ",".join(f'{label}="{text.translate(_ESCAPED)}"' for label, text in told.items())
+            yield f"writebehind_{name}{{{pairs}}} {value:.15g}"
