@@ -149,7 +149,7 @@ class _World:
             record_ttl_seconds=(3600.0, None, SHORT_TTL_SECONDS)[chance.below(3)],
             call_entries_max=(500, 2)[chance.below(2)],
             retained_seconds=(30.0, 0.5)[chance.pick((3, 1))],
-            retained_bytes_max=(64 * 1024 * 1024, 0, 2000)[chance.pick((6, 1, 1))],
+            retained_bytes_max=(64 * 1024 * 1024, 0, 2000)[1 if theme.forgets else chance.pick((6, 1, 1))],
             backlog_entries_max=(1_000_000, 1, 4)[chance.pick((3, 1, 1))],
             backlog_seconds_max=(None, 0.3)[chance.pick((4, 1))],
             backpressure=list(Backpressure)[chance.below(3)],

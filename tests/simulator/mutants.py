@@ -24,6 +24,7 @@ from writebehind.engine.adapters import appender, log, rewriter, scripts
 from writebehind.engine.core import appending, reading
 from writebehind.engine.core.contiguity import Lineage
 from writebehind.engine.core.positions import EntryID
+from writebehind.engine.core.retention import Ring
 from writebehind.flushers import flush, flusher
 from writebehind.flushers.batch import Batch, Segment
 from writebehind.flushers.cursor import Cursor
@@ -151,6 +152,11 @@ def _identity_ignored() -> Iterator[None]:
     )
     with unchecked, mock.patch.object(rewriter.Rewriter, "meet", return_value=None):
         yield
+
+
+def _closing(ring: Ring, partition: int, epoch: int, _end: EntryID | None) -> None:
+    """Expect nothing more of an epoch of which a loss was told."""
+    ring.dropped.get(partition, {}).pop(b"%d" % epoch, None)
 
 
 def _beyond(cursor: Cursor, _now: float, _seconds: float) -> EntryID | None:
@@ -294,6 +300,13 @@ RECOVERING = [
         rules=frozenset({"acknowledged", "liveness", "honesty"}),
         make=lambda: mock.patch.object(reclaim, "takeover", _trusting),
         theme=Theme(faults=KILLS),
+    ),
+    Mutant(
+        name="one loss an epoch",
+        harm="what a second rollback takes of the same epoch is told to nobody",
+        rules=frozenset({"silence"}),
+        make=lambda: mock.patch.object(Ring, "cut", _closing),
+        theme=Theme(events=["power loss", "failover"], only=True, forgets=True),
     ),
 ]
 

@@ -17,12 +17,14 @@ class Theme:
         events: what happens to servers and processes.
         only: whether nothing else does.
         refuses: whether SQL refuses rows.
+        forgets: whether writers keep nothing of what they have written.
     """
 
     faults: Sequence[Fault] = ()
     events: Sequence[str] = ()
     only: bool = False
     refuses: bool = False
+    forgets: bool = False
 
 
 ROLLBACKS = Theme(
