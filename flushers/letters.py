@@ -1,7 +1,7 @@
 """Dead letters in SQL: what a flusher writes there inside its transaction, and reads when it takes a partition over."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -53,27 +53,16 @@ class Letters:
             partition: its number.
             between: called after each page, to renew leases.
         """
-        known = dead_letters.c
-        left = sa.case((known.retry_until_ms > 0, known.retry_until_ms - now_ms()), else_=None)
-        page = (
-            sa.select(known.place, known.payload, known.failure, left.label("left_ms"))
-            .where(self._here(partition), known.place > sa.bindparam("after", type_=sa.BigInteger()))
-            .order_by(known.place)
-            .limit(LETTERS_PER_PAGE)
-        )
         now = time.monotonic()
         quarantine = Quarantine(whole=self._whole)
         waiting: set[int] = set()
-        after = -1
-        while rows := connection.execute(page, {"after": after}).all():
-            connection.rollback()
-            for place, payload, failure, left_ms in rows:
+        for page in self._pages(connection, partition):
+            for place, payload, failure, left_ms in page:
                 suspect = Suspect(b"", "", payload, place)
                 until = (None, 0.0) if left_ms is None else (now, now + left_ms / 1000)
                 quarantine.add(place, suspect.as_letter(*until))
                 if not failure:
                     waiting.add(place)
-            after = rows[-1].place
             between()
         for place in waiting.intersection(quarantine.leading()):
             # What it waited for is gone without it, by hand, say.
@@ -82,14 +71,6 @@ class Letters:
 
     def read(self, connection: sa.Connection, partition: int, places: Collection[int]) -> list[Suspect]:
         """Return letters as entries to be tried, in their order."""
-        known = dead_letters.c
-        found: list[Any] = []
-        ordered = sorted(places)
-        for start in range(0, len(ordered), PLACES_PER_STATEMENT):
-            some = known.place.in_(ordered[start : start + PLACES_PER_STATEMENT])
-            found += connection.execute(
-                sa.select(dead_letters).where(self._here(partition), some).order_by(known.place)
-            ).all()
         return [
             Suspect(
                 row.entry_id.encode(),
@@ -100,19 +81,14 @@ class Letters:
                 attempts=row.attempts,
                 failure=row.failure,
             )
-            for row in found
+            for row in self._at(connection, partition, sorted(places))
         ]
 
     def made(self, connection: sa.Connection, partition: int, places: Collection[int]) -> list[DeadLetter]:
         """Return the letters of some places that nobody tries again by himself, as services are told of them."""
         if not places:
             return []
-        known, wanted = dead_letters.c, frozenset(places)
-        some = sa.and_(known.place.between(min(wanted), max(wanted)), known.retry_until_ms == 0)
-        told = (known.entry_id, known.table_name, known.record_key, known.failure, known.error, known.attempts)
-        rows = connection.execute(
-            sa.select(known.place, *told).where(self._here(partition), some, known.failure != "").order_by(known.place)
-        )
+        wanted = frozenset(places)
         return [
             DeadLetter(
                 partition=partition,
@@ -124,7 +100,7 @@ class Letters:
                 error=row.error,
                 attempts=row.attempts,
             )
-            for row in rows
+            for row in self._given_up(connection, partition, min(wanted), max(wanted))
             if row.place in wanted
         ]
 
@@ -160,6 +136,41 @@ class Letters:
         for start in range(0, len(ordered), PLACES_PER_STATEMENT):
             some = dead_letters.c.place.in_(ordered[start : start + PLACES_PER_STATEMENT])
             connection.execute(sa.delete(dead_letters).where(self._here(partition), some))
+
+    def _pages(self, connection: sa.Connection, partition: int) -> Iterator[Sequence[Any]]:
+        """Read place, payload, failure and the milliseconds left for retrying of all letters, in their order."""
+        known = dead_letters.c
+        left = sa.case((known.retry_until_ms > 0, known.retry_until_ms - now_ms()), else_=None)
+        page = (
+            sa.select(known.place, known.payload, known.failure, left.label("left_ms"))
+            .where(self._here(partition), known.place > sa.bindparam("after", type_=sa.BigInteger()))
+            .order_by(known.place)
+            .limit(LETTERS_PER_PAGE)
+        )
+        after = -1
+        while rows := connection.execute(page, {"after": after}).all():
+            connection.rollback()
+            yield rows
+            after = rows[-1].place
+
+    def _at(self, connection: sa.Connection, partition: int, places: Sequence[int]) -> list[Any]:
+        """Read the letters of these places, in their order."""
+        known = dead_letters.c
+        found: list[Any] = []
+        for start in range(0, len(places), PLACES_PER_STATEMENT):
+            some = known.place.in_(places[start : start + PLACES_PER_STATEMENT])
+            found += connection.execute(
+                sa.select(dead_letters).where(self._here(partition), some).order_by(known.place)
+            ).all()
+        return found
+
+    def _given_up(self, connection: sa.Connection, partition: int, first: int, last: int) -> Sequence[Any]:
+        """Read the letters from one place to another that were refused, and that nobody tries again by himself."""
+        known = dead_letters.c
+        some = sa.and_(known.place.between(first, last), known.retry_until_ms == 0, known.failure != "")
+        told = (known.entry_id, known.table_name, known.record_key, known.failure, known.error, known.attempts)
+        query = sa.select(known.place, *told).where(self._here(partition), some).order_by(known.place)
+        return connection.execute(query).all()
 
     def _insert(
         self, connection: sa.Connection, partition: int, rows: Sequence[dict[str, Any]], *, retrying: bool

@@ -215,7 +215,7 @@ class Rewriter:
             for each in kept:
                 self._ring.add(each)
             for last in beyond:
-                self._ring.dropped.get(partition, {}).pop(b"%d" % last.epoch, None)
+                self._ring.cut(partition, last.epoch, end_of(last.epoch, lineage) if last.epoch in lineage else None)
         first = lost[0].entry_id if lost else before
         return DataLoss(
             partition=partition,

@@ -151,7 +151,7 @@ class Ring:
         seconds_max: how long each is kept.
 
     Attributes:
-        dropped: by partition and epoch, the last entry that is no longer kept.
+        dropped: by partition and epoch, the last entry that is no longer kept and was not told to be lost.
     """
 
     bytes_max: int
@@ -181,6 +181,22 @@ class Ring:
         known[accepted.last.partition(b"-")[0]] = accepted.last
         if len(known) > EPOCHS_MAX:
             del known[next(iter(known))]
+
+    def cut(self, partition: int, epoch: int, end: EntryID | None) -> None:
+        """Note that what is not kept of an epoch was lost, and told.
+
+        What is left of the epoch may be lost, too: Redis may be rolled back again, further.
+
+        Args:
+            partition: its number.
+            epoch: the epoch.
+            end: where the new history leaves it; an entry of an earlier one, or None, where nothing of it is left.
+        """
+        known = self.dropped.get(partition, {})
+        if end is not None and end.epoch == epoch:
+            known[b"%d" % epoch] = str(end).encode()
+        else:
+            known.pop(b"%d" % epoch, None)
 
     def partitions(self) -> set[int]:
         """Return the partitions of which something is kept, or was."""

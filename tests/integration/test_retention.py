@@ -495,6 +495,42 @@ def test_what_is_not_kept_is_counted(world: World) -> None:
         assert world.rows() == {1: ("Ada", 10)}
 
 
+@pytest.mark.parametrize("away", [False, True], ids=["SQL answers", "SQL is away at first"])
+def test_what_is_not_kept_is_counted_at_each_loss(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    away: bool,  # noqa: FBT001
+) -> None:
+    """Where Redis is rolled back again, further, what the first loss has left of the epoch is counted, and no more."""
+    world.app.close()
+    with contextlib.closing(world.engine(retained_bytes_max=0)) as app:
+        app.put(accounts, {"id": 1, "owner": "Ada", "balance": 0})
+        drain(app, DEADLINE_SECONDS, SETTINGS)
+        sizes, receipts = [], []
+        for _ in range(5):
+            sizes.append(world.size)
+            receipts.append(app.increment(accounts, 1, {"balance": 1}))
+
+        def unavailable(*_: object) -> None:
+            raise DatabaseUnavailable("the database is away")
+
+        world.crash(sizes[3])
+        with monkeypatch.context() as patch:
+            if away:
+                patch.setattr(app.rows, "applied_of", unavailable)
+            app.increment(accounts, 1, {"balance": 10})
+            assert [loss.unretained for loss in world.losses] == ([] if away else [2])
+            world.crash(sizes[1])
+        app.increment(accounts, 1, {"balance": 100})
+        assert [loss.unretained for loss in world.losses] == ([5] if away else [2, 3])
+        assert world.losses[-1].first_id == str(receipts[1].entry_id)
+        world.crash(sizes[1])
+        app.increment(accounts, 1, {"balance": 1000})
+        told = [loss.unretained for loss in world.losses]
+        drain(app, DEADLINE_SECONDS, SETTINGS)
+        assert (told[-1], world.rows()) == (1, {1: ("Ada", 1001)})
+
+
 def test_nothing_is_lost_where_redis_has_everything(world: World) -> None:
     """A restart without loss opens an epoch and writes nothing again."""
     spend(world.app)

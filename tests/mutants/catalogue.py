@@ -699,6 +699,22 @@ ROLLED_BACK = [
         f"{RETENTION}::test_written_again_flushed_and_lost_again",
     ),
     mutant(
+        "one-loss-an-epoch",
+        "what a second rollback takes of the same epoch is told to nobody",
+        "engine/core/retention.py",
+        '            known[b"%d" % epoch] = str(end).encode()',
+        '            known.pop(b"%d" % epoch, None)',
+        f"{RETENTION}::test_what_is_not_kept_is_counted_at_each_loss[SQL answers]",
+    ),
+    mutant(
+        "losses-told-again",
+        "what a rollback took is counted at the next one, too",
+        "engine/adapters/rewriter.py",
+        "self._ring.cut(partition, last.epoch,",
+        "self._ring.cut(partition, -1,",
+        f"{RETENTION}::test_what_is_not_kept_is_counted_at_each_loss[SQL answers]",
+    ),
+    mutant(
         "sql-rollback-unnoticed",
         "rows that a restored database is without stay missing until the next write",
         HOLDINGS,

@@ -8,11 +8,13 @@ import redis
 from redis._parsers.base import BaseParser
 
 from simulator.faults import Fault
-from simulator.history import History, Theme, run
-from simulator.mutants import MUTANTS, Mutant
+from simulator.history import History, run
+from simulator.mutant import Mutant
+from simulator.mutants import MUTANTS
 from simulator.redis_keyspace import Refusal, Status
 from simulator.shrink import cost, shrink
 from simulator.substitution import substituted
+from simulator.theme import Theme
 from writebehind.engine.adapters import scripts
 
 HISTORIES = 100
@@ -56,6 +58,13 @@ def test_what_a_history_is_made_of() -> None:
     """Faults of all kinds occur, at effects and to servers."""
     happened = sum((run(seed).happened for seed in range(150)), start=run(0).happened)
     assert set(happened) >= {fault.name.lower().replace("_", " ") for fault in Fault if fault.value}
+    assert set(happened) >= {
+        "letter",
+        "letter applied",
+        "letter behind another",
+        "letter discarded",
+        "letter superseded",
+    }
     assert set(happened) >= {"power loss", "failover", "restart redis", "sql rollback", "sql restart", "kill", "freeze"}
 
 

@@ -4,10 +4,12 @@ import gc
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from simulator.adapters import Engine
 from simulator.chance import Chance
+from simulator.constraints import Constraints
 from simulator.database import Database
 from simulator.faults import Fault, Faults
 from simulator.judge import Judge
@@ -20,6 +22,7 @@ from simulator.redis_service import Pool, Service
 from simulator.schema import TABLES
 from simulator.standins import Event, bind
 from simulator.substitution import RedisTarget
+from simulator.theme import THEMES, Theme
 from simulator.trace import Trace
 from simulator.workload import Application
 from writebehind.engine import Backpressure, Durability, EngineSettings, WriteBehind
@@ -27,12 +30,15 @@ from writebehind.engine.adapters import scripts as product_scripts
 from writebehind.engine.core.partitioning import partition_of
 from writebehind.flushers import Flusher, FlusherSettings
 
-__all__ = ["SCRIPTS", "History", "Theme", "run"]
+__all__ = ["SCRIPTS", "History", "run"]
 
 EFFECTS_MAX = 20_000
 ACTIVE_SECONDS_MAX = 150.0
 QUIET_SECONDS_MAX = 40.0
 SHORT_TTL_SECONDS = 0.3
+RESOLVING_MAX = 20
+"""How often the operator resolves what there is: what is resolved lets others be tried, which SQL may refuse."""
+RESOLVED_SECONDS = 2.0
 BEGIN_SECONDS = 0.5
 """How long a supervisor takes to begin a process in place of one that was killed."""
 
@@ -50,7 +56,7 @@ class History:
         decisions: what was decided; gives the same history again.
         violation: what must not have been, or None.
         effects: how many there were.
-        happened: how often each fault and event occurred.
+        happened: how often each fault and event occurred, and how often letters were made.
         trace: what happened, where that was wanted.
         facts: what it was like.
     """
@@ -62,33 +68,6 @@ class History:
     happened: Counter[str]
     trace: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Theme:
-    """What is part of a history in any case.
-
-    Attributes:
-        faults: what goes wrong at effects.
-        events: what happens to servers and processes.
-        only: whether nothing else does.
-    """
-
-    faults: Sequence[Fault] = ()
-    events: Sequence[str] = ()
-    only: bool = False
-
-
-ROLLBACKS = Theme(
-    faults=(Fault.UNANSWERED, Fault.LATE),
-    events=("failover", "replica cut", "power loss", "old primary follows"),
-    only=True,
-)
-DEATHS = Theme(
-    faults=(Fault.KILL_BEFORE, Fault.KILL_AFTER, Fault.FREEZE_BEFORE, Fault.FREEZE_AFTER), events=("freeze",), only=True
-)
-THEMES = (Theme(), Theme(), ROLLBACKS, DEATHS)
-"""What histories are about: half of them about anything."""
 
 
 def run(
@@ -128,7 +107,7 @@ def run(
         decisions=chance.decisions,
         violation=violation,
         effects=world.loop.effects,
-        happened=world.faults.seen + world.nemesis.seen,
+        happened=world.faults.seen + world.nemesis.seen + world.judge.seen,
         trace=world.trace.lines,
         facts=world.facts,
     )
@@ -151,6 +130,7 @@ class _World:
         )
         self.service = Service(self.loop, self.faults, policy, SCRIPTS, self.trace)
         self.service.replica_lag_seconds = (0.0, 0.05, 1.0)[chance.below(3)]
+        self.refuses = theme.refuses or chance.happens(0.25)
         self.partitions = chance.up_to(1, 3)
         self.ttl_seconds = float(chance.up_to(1, 4))
         self.flusher_settings = FlusherSettings(
@@ -160,6 +140,7 @@ class _World:
             retention_seconds=(60.0, 0.0, 1.0)[chance.pick((3, 1, 2))],
             retry_seconds_max=1.0,
             halt_retry_seconds=1.0,
+            foreign_key_seconds=(2.0, 0.0, 10.0)[chance.below(3) if self.refuses else 0],
         )
         self.engine_settings = EngineSettings(
             redis_timeout_seconds=1.0,
@@ -168,7 +149,7 @@ class _World:
             record_ttl_seconds=(3600.0, None, SHORT_TTL_SECONDS)[chance.below(3)],
             call_entries_max=(500, 2)[chance.below(2)],
             retained_seconds=(30.0, 0.5)[chance.pick((3, 1))],
-            retained_bytes_max=(64 * 1024 * 1024, 0, 2000)[chance.pick((6, 1, 1))],
+            retained_bytes_max=(64 * 1024 * 1024, 0, 2000)[1 if theme.forgets else chance.pick((6, 1, 1))],
             backlog_entries_max=(1_000_000, 1, 4)[chance.pick((3, 1, 1))],
             backlog_seconds_max=(None, 0.3)[chance.pick((4, 1))],
             backpressure=list(Backpressure)[chance.below(3)],
@@ -180,6 +161,9 @@ class _World:
             partitions=self.partitions,
             tables=TABLES,
             idle_seconds=0.8 * self.ttl_seconds,
+            constraints=Constraints(asked_first=chance.happens(0.5), deferred=chance.happens(0.25))
+            if self.refuses
+            else None,
         )
         self.database.keeps = "sql rollback" in self.events
         self.levels = [Durability.ACCEPTED]
@@ -210,6 +194,7 @@ class _World:
             "partitions": self.partitions,
             "redis": policy.appendfsync,
             "full at": policy.capacity,
+            "refuses": self.database.constraints,
             "expires": self.engine_settings.record_ttl_seconds == SHORT_TTL_SECONDS,
             "faults": [fault.name for fault in kinds],
             "events": self.events if self.count else [],
@@ -232,6 +217,7 @@ class _World:
             partitions=self.partitions,
             settings=self.engine_settings,
             on_data_loss=lambda loss: self.judge.told(process, loss),
+            on_dead_letter=self.judge.told_letter if process.name != "nobody" else None,
         )
 
     def _number(self) -> int:
@@ -274,6 +260,7 @@ class _World:
             keys=self.keys_each,
             levels=self.levels,
             numbers=self._number,
+            refuses=self.refuses,
             trace=self.trace,
         )
 
@@ -330,8 +317,10 @@ class _World:
         self._drain()
         # What was left undone after the last commits.
         self.loop.run(lambda: False, self.ttl_seconds + 3.0)
+        self._resolve_everything()
         self._write_once_more()
         self._drain()
+        self._resolve_everything()
         for stopping in self.flushers.values():
             stopping.set()
 
@@ -354,6 +343,24 @@ class _World:
             halted = [row.halted for row in self.database.state.partitions.values()]
             raise self.judge.violated("liveness", f"not in SQL in the end: {left}, halted {halted}")
 
+    def _resolve_everything(self) -> None:
+        """Let an operator resolve whatever SQL has refused; what waited then goes on by itself."""
+        operator = Process("operator")
+        application = self._application(operator)
+        for attempt in range(RESOLVING_MAX):
+            if not self.database.state.letters:
+                return
+
+            def resolve(*, given_up: bool = attempt > RESOLVING_MAX // 2) -> None:
+                application.resolve_all(given_up=given_up)
+
+            task = self._watched(self.loop.spawn(operator, "operator", resolve))
+            if not self.loop.run(partial(_has_ended, task), 60.0):
+                raise self.judge.violated("liveness", "resolving does not end")
+            self._drain()
+            self.loop.run(lambda: False, RESOLVED_SECONDS)
+        raise self.judge.violated("stuck", f"letters cannot be resolved: {self.judge.unresolved()}")
+
     def _write_once_more(self) -> None:
         """Write to each partition: where SQL has everything nobody is held for a backlog."""
         writer = Process("last writer")
@@ -374,7 +381,7 @@ class _World:
         application = self._application(reader)
 
         def read() -> None:
-            for table in ("accounts", "counters"):
+            for table in ("accounts", "counters", "orders"):
                 for key in range(1, self.keys_each + 1):
                     if not application.get(table, key):
                         raise self.judge.violated("reads", f"{table} {key} cannot be read although all is quiet")
@@ -385,3 +392,7 @@ class _World:
 
     def _waiting(self) -> list[str]:
         return [f"{task.name} until {task.wake_at:.1f}" for task in self.loop.tasks]
+
+
+def _has_ended(task: Task) -> bool:
+    return task.ended

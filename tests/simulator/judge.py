@@ -7,23 +7,24 @@ be refused was written, SQL is what the entries give, and reads say the same.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simulator.database import Database, Session
+from simulator.database import Database
 from simulator.loop import Loop, Process
-from simulator.naive import Contents, apply_entry
+from simulator.reads import Reads
 from simulator.records import Entry, Place, Violation, Watch, Write
 from simulator.redis_keyspace import StreamID, parse_id
 from simulator.redis_node import Node, Unit
 from simulator.redis_service import Service
-from simulator.schema import TABLES
+from simulator.sessions import Session
+from simulator.standing import Account, Standing
 from simulator.trace import Trace
-from writebehind.engine import Durability
+from writebehind.engine import DeadLetter, Durability
 from writebehind.engine.core.keys import Keys
 from writebehind.engine.core.payload import decode
 from writebehind.engine.core.retention import DataLoss
-from writebehind.flushers.batch import Batch
+from writebehind.flushers.batch import Segment
 
 __all__ = ["Judge"]
 
@@ -41,6 +42,7 @@ class Judge:
     Attributes:
         writes: what the application did.
         entries: every entry that a Redis ever accepted.
+        seen: how often dead letters were made, and what became of them.
     """
 
     def __init__(self, loop: Loop, keys: Keys, service: Service, database: Database, trace: Trace) -> None:
@@ -53,14 +55,15 @@ class Judge:
         self._metas = {name.encode(): number for number, name in enumerate(keys.metas)}
         self.writes: list[Write] = []
         self.entries: dict[Place, Entry] = {}
-        self._contents = Contents()
-        self._applied: dict[Place, None] = {}
-        self._mutations: dict[str, Place] = {}
+        self._standing = Standing()
+        self._earlier: list[Standing] = []
         self._tokens: dict[int, tuple[str | None, int]] = {}
         self._bases: dict[tuple[int, int], StreamID | None] = {}
-        self._watches: list[Watch] = []
+        self._reads = Reads(lambda: self._standing, self.entries, self.waiting)
         self._forgotten: set[Place] = set()
         self._given_up: set[str] = set()
+        self.seen: Counter[str] = Counter()
+        self._letters_seen: set[tuple[int, int, str]] = set()
         self._told: dict[tuple[Process, int], int] = {}
         service.noted = self.noted
         service.rolled_back = self.rolled_back
@@ -97,8 +100,8 @@ class Judge:
                     raise self.violated("clean", f"{change[1].decode()} is written and keeps its time to live")
             elif change[0] == "expireat":
                 self._check_clean(node, change[1])
-        for watch in self._watches if new else ():
-            self._look(watch, new)
+        if new:
+            self._reads.look(new=new)
 
     def _check_torn(self, key: bytes) -> None:
         """A file may end anywhere inside a transaction, and its beginning comes back: the log has to be first."""
@@ -112,7 +115,8 @@ class Judge:
         if version is None or self._database.rollbacks:
             return
         place = (self._metas[key[: key.index(b"}:") + 2] + b"meta"], parse_id(version))
-        if place not in self._applied:
+        held = any(letter.entry == place[1] for letter in self._standing.of(place[0]).values())
+        if place not in self._standing.applied or held:
             raise self.violated("clean", f"{key.decode()} may expire and {version.decode()} is not in SQL")
 
     def _add(self, node: Node, partition: int, entry: StreamID, fields: Sequence[bytes]) -> None:
@@ -147,8 +151,7 @@ class Judge:
                     entry = self.entries[self._partitions[change[1]], change[2]]
                     entry.lost = entry.lost or how
                     self._trace(f"LOST {_id(change[2])} of partition {self._partitions[change[1]]} ({entry.mutation})")
-        for watch in self._watches:
-            watch.void = True
+        self._reads.void()
 
     # SQL
 
@@ -158,13 +161,15 @@ class Judge:
         Raises:
             Violation: it must not have been.
         """
+        if self._database.keeps:
+            self._earlier.append(self._standing.copied())
         self._check_tokens(session)
-        batch: Batch | None = session.notes.get("batch")
-        if batch is None:
+        segments: Sequence[Segment] | None = session.notes.get("segments")
+        if segments is None:
             return
         state = self._database.state
         touched: set[tuple[str, str]] = set()
-        for segment in batch.segments:
+        for segment in segments:
             row = state.partitions[segment.partition]
             # One that has handed it back and does not know may go on until somebody takes it. A restored backup has
             # older tokens, which are then given twice: the offset alone decides between their holders.
@@ -175,17 +180,41 @@ class Judge:
                     f"{session.process.name} committed partition {segment.partition} under token {segment.token} "
                     f"while {row.holder} held it under {row.token}",
                 )
-            for entry in session.applied[segment.partition]:
-                touched |= self._apply(segment.partition, entry)
+            touched |= self._account(segment.partition, session.applied.get(segment.partition, ()))
+        unaccounted = sorted(session.rows.keys() - touched)
+        if unaccounted:
+            raise self.violated("rows", f"{unaccounted} were written, and nothing that was committed is about them")
         for name, key in sorted(touched):
-            expected, found = self._contents.rows.get((name, key)), state.rows[name].get(key)
+            expected, found = self._standing.contents.rows.get((name, key)), state.rows[name].get(key)
             if expected != found:
                 raise self.violated("rows", f"{name} {key} is {found} in SQL; its entries give {expected}")
-        if len(state.appended) != len(self._contents.appended):
-            raise self.violated("rows", f"{len(state.appended)} appended rows, not {len(self._contents.appended)}")
-        for watch in self._watches:
-            if watch.partition in session.applied:
-                self._look(watch)
+        appended = len(self._standing.contents.appended)
+        if len(state.appended) != appended:
+            raise self.violated("rows", f"{len(state.appended)} appended rows, not {appended}")
+        self._reads.look(session.applied)
+
+    def _account(self, partition: int, entries: Sequence[StreamID]) -> set[tuple[str, str]]:
+        """Account for what a transaction has done in one partition; return which records it concerns."""
+        rows = {place: row for (number, place), row in self._database.state.letters.items() if number == partition}
+        account = Account(self._standing, self._database.constraints, partition, rows)
+        touched: set[tuple[str, str]] = set()
+        for entry in entries:
+            known = self._pass(partition, entry)
+            if known is None:
+                touched |= {(table, key) for _, table, key, _ in decode(self.entries[partition, entry].payload) if key}
+            else:
+                account.take(entry, known.mutation, known.payload, self._meant(known))
+        account.conclude()
+        self.seen += account.seen
+        if account.wrong is not None:
+            raise self.violated(*account.wrong)
+        self._letters_seen |= {(partition, place, str(row["entry_id"])) for place, row in rows.items()}
+        return touched | account.touched
+
+    def _meant(self, entry: Entry) -> str | None:
+        """Return the mutation ID of the letter that a request was about."""
+        stem = entry.mutation.partition(".")[0]
+        return next((write.meant for write in self.writes if write.meant is not None and stem in write.calls), None)
 
     def _check_tokens(self, session: Session) -> None:
         """A token grows with every change of holder."""
@@ -198,36 +227,37 @@ class Judge:
             if row.holder is not None:
                 self._tokens[number] = row.holder, row.token
 
-    def _apply(self, partition: int, entry: StreamID) -> set[tuple[str, str]]:
+    def _pass(self, partition: int, entry: StreamID) -> Entry | None:
+        """Note that SQL has passed an entry; return it unless it has no effect any more."""
         place = (partition, entry)
         known = self.entries.get(place)
         if known is None:
             raise self.violated("source", f"{_id(entry)} of partition {partition} was committed and never accepted")
-        if place in self._applied:
+        if place in self._standing.applied:
             raise self.violated("once", f"{_id(entry)} of partition {partition} took effect twice")
         later = self._later(partition, entry)
         if later is not None:
             raise self.violated("order", f"{_id(entry)} of partition {partition} took effect after {_id(later)}")
-        self._applied[place] = None
+        self._standing.applied[place] = None
         if (known.original is not None and self._is_given_up(partition, known.original)) or (
             known.doubt is not None and self._is_passed(partition, known.doubt)
         ):
-            return {(table, key) for _, table, key, _ in decode(known.payload) if key}
-        first = self._mutations.get(known.mutation)
+            return None
+        first = self._standing.mutations.get(known.mutation)
         if first is not None:
             if known.original is None and known.doubt is None and self.entries[first].original is None:
                 raise self.violated(
                     "once", f"mutation {known.mutation} took effect twice, as {_id(first[1])} and as {_id(entry)}"
                 )
             # Written again, and in SQL already: to be passed over, as the rows will show.
-            return {(table, key) for _, table, key, _ in decode(known.payload) if key}
-        self._mutations[known.mutation] = place
-        return apply_entry(self._contents, known.payload, TABLES)
+            return None
+        self._standing.mutations[known.mutation] = place
+        return known
 
     def _later(self, partition: int, entry: StreamID) -> StreamID | None:
         """Return an applied entry before which this one should have been."""
         ends: dict[int, StreamID] = {}
-        for place in self._applied:
+        for place in self._standing.applied:
             if place[0] == partition:
                 ends[place[1][0]] = max(place[1], ends.get(place[1][0], place[1]))
         if entry <= ends.get(entry[0], (0, 0)):
@@ -240,31 +270,22 @@ class Judge:
                 return end
         return None
 
-    def sql_rolled_back(self) -> None:
+    def sql_rolled_back(self, commits: int) -> None:
         """Go back with SQL."""
-        state = self._database.state
-        self._contents = Contents()
-        before, self._applied, self._mutations = self._applied, {}, {}
-        for number, ids in state.applied.items():
-            for entry in ids:
-                known = self.entries[number, entry]
-                self._applied[number, entry] = None
-                if known.mutation not in self._mutations:
-                    self._mutations[known.mutation] = (number, entry)
-                    apply_entry(self._contents, known.payload, TABLES)
-        self._forgotten |= before.keys() - self._applied.keys()
-        self._tokens = {number: (row.holder, row.token) for number, row in state.partitions.items()}
-        for watch in self._watches:
-            watch.void = True
+        before = self._standing.applied
+        if commits:
+            self._standing = self._earlier[-commits]
+            del self._earlier[-commits:]
+        self._forgotten |= before.keys() - self._standing.applied.keys()
+        partitions = self._database.state.partitions
+        self._tokens = {number: (row.holder, row.token) for number, row in partitions.items()}
+        self._reads.void()
 
     # Reads
 
     def watch(self, table: str, key: str, partition: int) -> Watch:
         """Begin to look what a read may return."""
-        watch = Watch(partition, table, key, [])
-        self._look(watch)
-        self._watches.append(watch)
-        return watch
+        return self._reads.begin(Watch(partition, table, key, []))
 
     def read(self, watch: Watch, found: dict[str, Any] | None) -> None:
         """Check what a read has returned.
@@ -282,32 +303,11 @@ class Judge:
 
         What the log has not kept stays missing, until ``recover`` takes it from the records.
         """
-        return any(place[0] == partition and place not in self._applied for place in self._forgotten)
+        return any(place[0] == partition and place not in self._standing.applied for place in self._forgotten)
 
     def forget(self, watch: Watch) -> None:
         """End looking."""
-        self._watches.remove(watch)
-
-    def _look(self, watch: Watch, new: Collection[Place] = ()) -> None:
-        """Note what a record is: SQL's row, and on it what the log has that SQL has not.
-
-        Entries that came together are independent all the same: a read may see some of them.
-        """
-        contents = Contents()
-        at = (watch.table, watch.key)
-        row = self._contents.rows.get(at)
-        if row is not None:
-            contents.rows[at] = row
-        seen: set[str] = set()
-        for entry in self.waiting(watch.partition):
-            known = self.entries[watch.partition, entry]
-            if known.mutation not in self._mutations and known.mutation not in seen:
-                apply_entry(contents, known.payload, TABLES)
-                seen.add(known.mutation)
-            if (watch.partition, entry) in new:
-                watch.possible.append(contents.rows.get(at))
-        if not watch.possible or watch.possible[-1] != contents.rows.get(at):
-            watch.possible.append(contents.rows.get(at))
+        self._reads.end(watch)
 
     def waiting(self, partition: int) -> list[StreamID]:
         """Return the entries of the primary's log that SQL has not applied."""
@@ -318,7 +318,9 @@ class Judge:
         return [
             entry
             for entry in (stream.entries if stream else ())
-            if (partition, entry) not in self._applied and self.entries[partition, entry].lost is None
+            if (partition, entry) not in self._standing.applied
+            and self.entries[partition, entry].lost is None
+            and not self._is_gone(partition, entry)
         ]
 
     def promised(self, partition: int, entry: StreamID) -> None:
@@ -328,14 +330,32 @@ class Judge:
             Violation: it is not.
         """
         known = self.entries.get((partition, entry))
-        if known is None or (known.mutation not in self._mutations and not self._database.rollbacks):
+        if known is None or (known.mutation not in self._standing.mutations and not self._database.rollbacks):
             raise self.violated("persisted", f"{_id(entry)} of partition {partition} was said to be in SQL")
+        if any(letter.entry == entry for letter in self._standing.of(partition).values()):
+            raise self.violated("persisted", f"{_id(entry)} of partition {partition} was said to be in SQL, and waits")
 
     def told(self, process: Process, loss: DataLoss) -> None:
         """Note what a process was told that it has lost."""
         self._trace(f"TOLD {process.name}: {loss}")
         key = (process, loss.partition)
         self._told[key] = self._told.get(key, 0) + loss.lost
+
+    def told_letter(self, letter: DeadLetter) -> None:
+        """Check that a letter that a service is told of is one, or was.
+
+        Raises:
+            Violation: it never was.
+        """
+        if (letter.partition, letter.place, letter.entry_id) not in self._letters_seen:
+            raise self.violated("letters", f"{letter} was told of and never was in SQL")
+
+    def unresolved(self) -> list[str]:
+        """Return the letters that SQL has, the refused ones with why."""
+        return [
+            f"{number}-{place} {row['failure'] or 'waits'}"
+            for (number, place), row in sorted(self._database.state.letters.items())
+        ]
 
     # The end
 
@@ -373,7 +393,7 @@ class Judge:
         if known is None or known.mutation != mutation:
             raise self.violated("receipts", f"{write.what}: the receipt names {_id(entry)}, which is {known}")
         # What both Redis and SQL have lost was in one of them when the other was asked: nobody can tell.
-        if mutation in self._mutations or mutation in self._given_up:
+        if mutation in self._standing.mutations or mutation in self._given_up:
             return False
         if known.lost is None:
             raise self.violated("acknowledged", f"{write.what}: {_id(entry)} of partition {partition} is not in SQL")
@@ -388,9 +408,14 @@ class Judge:
         return True
 
     def _is_gone(self, partition: int, entry: StreamID) -> bool:
-        """Tell whether SQL had an entry, was rolled back below it, and did not find it in the log again."""
+        """Tell whether SQL had an entry, was rolled back below it, and did not find it in the log again.
+
+        It may come back to the log afterwards, with a replica that was trimmed later.
+        """
         place = (partition, entry)
-        return place in self._forgotten and place not in self._applied and not self._in_log(partition, entry)
+        if place not in self._forgotten or place in self._standing.applied:
+            return False
+        return self._is_passed(partition, entry) or not self._in_log(partition, entry)
 
     def _is_given_up(self, partition: int, entry: StreamID) -> bool:
         """Tell whether SQL has passed an entry that it does not have: missing in the log, and reported."""
@@ -411,16 +436,18 @@ class Judge:
     def _compare(self) -> None:
         state = self._database.state
         found = {(name, key): row for name, rows in state.rows.items() for key, row in rows.items()}
-        if found != self._contents.rows:
-            raise self.violated("rows", f"SQL has {found}; its entries give {self._contents.rows}")
-        if Counter(map(repr, state.appended)) != Counter(map(repr, self._contents.appended)):
+        if found != self._standing.contents.rows:
+            raise self.violated("rows", f"SQL has {found}; its entries give {self._standing.contents.rows}")
+        if state.letters:
+            raise self.violated("stuck", f"letters are left: {self.unresolved()}")
+        if Counter(map(repr, state.appended)) != Counter(map(repr, self._standing.contents.appended)):
             raise self.violated("rows", "appended rows are not those of their entries")
         missing = [
             place
             for place in self._forgotten
             if self._is_gone(*place)
             and self.entries[place].lost is None
-            and self.entries[place].mutation not in self._mutations
+            and self.entries[place].mutation not in self._standing.mutations
         ]
         reported = sum(row.lost_entries for row in state.partitions.values())
         # Where both have lost something, what is missing may have been written again meanwhile.

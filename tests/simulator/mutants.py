@@ -5,51 +5,33 @@ shows; nothing else is chosen for it.
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-from simulator import adapters
-from simulator.adapters import ModelTransaction
-from simulator.database import Database, PartitionRow
+from simulator import adapters, transaction
+from simulator.database import Database
 from simulator.faults import Fault
-from simulator.history import SCRIPTS, Theme
+from simulator.history import SCRIPTS
+from simulator.letter_mutants import REFUSING
+from simulator.mutant import KILLS, Mutant
 from simulator.redis_service import Service
+from simulator.tables import PartitionRow
+from simulator.theme import Theme
+from simulator.transaction import ModelTransaction
 from writebehind.engine.adapters import appender, log, rewriter, scripts
 from writebehind.engine.core import appending, reading
 from writebehind.engine.core.contiguity import Lineage
 from writebehind.engine.core.positions import EntryID
+from writebehind.engine.core.retention import Ring
 from writebehind.flushers import flush, flusher
 from writebehind.flushers.batch import Batch, Segment
 from writebehind.flushers.cursor import Cursor
 from writebehind.flushers.quarantine import Key
 from writebehind.recovery import reclaim, takeover
 
-__all__ = ["MUTANTS", "Mutant"]
-
-KILLS = (Fault.KILL_BEFORE, Fault.KILL_AFTER)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mutant:
-    """A mistake.
-
-    Attributes:
-        name: a short name.
-        harm: what it does to data.
-        rules: the invariants by which it may be seen.
-        make: makes it.
-        theme: what the histories have in any case.
-        seeds_max: it shows in one of so many histories.
-    """
-
-    name: str
-    harm: str
-    rules: frozenset[str]
-    make: Callable[[], AbstractContextManager[Any]]
-    theme: Theme
-    seeds_max: int = 300
+__all__ = ["MUTANTS"]
 
 
 @contextmanager
@@ -117,7 +99,7 @@ def _by_offset(offset: EntryID, _earlier: Mapping[int, EntryID], _lineage: Linea
     return offset
 
 
-def _all_moved(transaction: ModelTransaction, session: Any, segments: Sequence[Segment]) -> int:
+def _all_moved(_: ModelTransaction, session: Any, segments: Sequence[Segment], _letters: Mapping[int, int]) -> int:
     for segment in segments:
         session.database.lock(session, segment.partition)
         row = session.partition(segment.partition)
@@ -129,12 +111,12 @@ Writing = Callable[[ModelTransaction, Batch], dict[Key, Exception]]
 
 
 def _swallowing(original: Writing) -> Writing:
-    def write(transaction: ModelTransaction, batch: Batch) -> dict[Key, Exception]:
+    def write(writing: ModelTransaction, batch: Batch) -> dict[Key, Exception]:
         """Go on after an error that has undone the statement."""
-        if transaction.session.database.faults.at((Fault.DEADLOCK,)) is Fault.DEADLOCK:
-            with mock.patch.object(adapters, "apply_changes", return_value=0):
-                return original(transaction, batch)
-        return original(transaction, batch)
+        if writing.session.database.faults.at((Fault.DEADLOCK,)) is Fault.DEADLOCK:
+            with mock.patch.object(transaction, "apply_changes", return_value=0):
+                return original(writing, batch)
+        return original(writing, batch)
 
     return write
 
@@ -170,6 +152,11 @@ def _identity_ignored() -> Iterator[None]:
     )
     with unchecked, mock.patch.object(rewriter.Rewriter, "meet", return_value=None):
         yield
+
+
+def _closing(ring: Ring, partition: int, epoch: int, _end: EntryID | None) -> None:
+    """Expect nothing more of an epoch of which a loss was told."""
+    ring.dropped.get(partition, {}).pop(b"%d" % epoch, None)
 
 
 def _beyond(cursor: Cursor, _now: float, _seconds: float) -> EntryID | None:
@@ -314,6 +301,13 @@ RECOVERING = [
         make=lambda: mock.patch.object(reclaim, "takeover", _trusting),
         theme=Theme(faults=KILLS),
     ),
+    Mutant(
+        name="one loss an epoch",
+        harm="what a second rollback takes of the same epoch is told to nobody",
+        rules=frozenset({"silence"}),
+        make=lambda: mock.patch.object(Ring, "cut", _closing),
+        theme=Theme(events=["power loss", "failover"], only=True, forgets=True),
+    ),
 ]
 
-MUTANTS = [*WRITING, *FLUSHING, *RECOVERING]
+MUTANTS = [*WRITING, *FLUSHING, *REFUSING, *RECOVERING]

@@ -6,9 +6,11 @@ from typing import Any
 from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.core.payload import Op, decode
 
-__all__ = ["Contents", "apply_entry", "default_row"]
+__all__ = ["CONTROLS", "Contents", "apply_entry", "default_row"]
 
 Row = dict[str, Any]
+
+CONTROLS = frozenset({Op.REPLAY, Op.DISCARD})
 
 
 class Contents:
@@ -23,6 +25,12 @@ class Contents:
         self.rows: dict[tuple[str, str], Row] = {}
         self.appended: list[tuple[str, Row]] = []
 
+    def copied(self) -> "Contents":
+        """Return the same, to be changed apart: rows are replaced, never changed."""
+        twin = Contents()
+        twin.rows, twin.appended = dict(self.rows), list(self.appended)
+        return twin
+
 
 def default_row(declared: DeclaredTable, row: Row) -> Row:
     """Return a row with all of its columns."""
@@ -33,6 +41,10 @@ def apply_entry(contents: Contents, payload: bytes, tables: Mapping[str, Declare
     """Do what an entry means; return which rows it concerns."""
     touched = set()
     for op, table, key, values in decode(payload):
+        if op in CONTROLS:
+            # What becomes of the letter that it names, the transaction says that comes to it.
+            touched |= {(table, key)} if key else set()
+            continue
         declared = tables[table]
         if not key:
             contents.appended.append((table, values))

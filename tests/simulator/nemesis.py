@@ -20,6 +20,8 @@ from simulator.trace import Trace
 __all__ = ["EVENTS", "Nemesis"]
 
 CLOCKS_SECONDS = (0.0, -5.0, 5.0)
+ALONE_SECONDS_MAX = 5.0
+"""How long a rollback of SQL waits for a commit of dead letters alone, which nothing but they themselves can tell."""
 SOON_SECONDS = (0.0, 0.01, 0.3, 2.0)
 
 
@@ -209,10 +211,14 @@ class Nemesis:
 
     def roll_sql_back(self) -> None:
         """Restore an older backup, or promote a standby that lags."""
+        commits = 1 + self._chance.below(12)
+        if self._database.constraints is not None and self._chance.happens(0.5):
+            self._loop.wait_for(lambda: self._database.commits_since_letters() > 0, ALONE_SECONDS_MAX)
+            commits = self._database.commits_since_letters() or commits
         if self._database.up:
-            commits = self._database.roll_back_to(1 + self._chance.below(12))
+            commits = self._database.roll_back_to(commits)
             self._trace(f"SQL goes back by {commits} commits")
-            self._judge.sql_rolled_back()
+            self._judge.sql_rolled_back(commits)
             self._down_for(self._database.start)
 
     # Processes

@@ -60,6 +60,7 @@ class Write:
         calls: the call IDs that it used.
         accepted: mutation ID, partition and entry of what it got a receipt for.
         level: what was promised of them.
+        meant: where it is about a dead letter, that one's mutation ID.
         outcome: ``pending``, ``accepted``, ``refused``, ``unknown``.
     """
 
@@ -68,6 +69,7 @@ class Write:
     calls: list[str]
     accepted: list[tuple[str, int, StreamID]] = field(default_factory=list)
     level: Durability = Durability.ACCEPTED
+    meant: str | None = None
     outcome: str = "pending"
 
 

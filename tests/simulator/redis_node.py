@@ -44,6 +44,7 @@ class Node:
         alive: whether the process runs.
         forced_full: memory is full whatever is stored.
         confirmed: so many units the replica has for certain: it begins with a copy, and WAIT says of more.
+        inherited: so many units it has got from another server, and has perhaps not on its own disk.
         synced: so many units were said to be on disk.
         noted: called with each transaction.
         answered: called with each command and its reply, an error being a ``Refusal``.
@@ -73,6 +74,7 @@ class Node:
         self.alive = True
         self.forced_full = False
         self.confirmed = len(self.units)
+        self.inherited = 0
         self.synced = 0
         self.noted: Callable[[Node, Unit], None] = lambda _node, _unit: None
         self.answered: Callable[[Sequence[bytes], Any], None] = lambda _command, _reply: None

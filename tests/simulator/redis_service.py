@@ -126,7 +126,9 @@ class Service:
         node.alive = False
         self.primary = None
         self.trace(f"REDIS {node.name} {how}: {len(node.units) - cut} of {len(node.units)} transactions are gone")
-        self.rolled_back(node, node.units[cut:], how)
+        # Where those that another server has fsynced were never fsynced here, it is the failover that has lost them.
+        self.rolled_back(node, node.units[cut : node.inherited], "failover")
+        self.rolled_back(node, node.units[max(cut, node.inherited) :], how)
         units, left = node.restarted(cut)
         if torn and cut < len(node.units) and left is None:
             left = (cut, node.units[cut][:torn])
@@ -147,6 +149,7 @@ class Service:
             return
         lost = node.units[cut:]
         promoted = self._node(node.units[:cut], node.times[:cut], None, node.clock_ahead_seconds + ahead)
+        promoted.inherited = cut
         self.trace(
             f"REDIS {promoted.name} is promoted without {len(lost)} of {len(node.units)} transactions of {node.name}, "
             f"clock {ahead:+g} s{', which goes on for its old connections' if old_lives else ''}"

@@ -13,14 +13,16 @@ from types import ModuleType
 from typing import Any
 
 from simulator import standins
-from simulator.adapters import Engine, ModelLeases, ModelRows, ModelTransaction, flusher_engine
+from simulator.adapters import Engine, ModelLeases, ModelRows, flusher_engine
+from simulator.letters import ModelLetters
 from simulator.redis_service import Pool, Service
 from simulator.schema import declared_of
+from simulator.transaction import ModelTransaction
 from writebehind import engine, flushers, recovery
 from writebehind.engine import write_behind
 from writebehind.engine.adapters import conditions, database_facts, declaration, links, rows, shared
 from writebehind.engine.adapters.appender import Appender
-from writebehind.flushers import flusher, leases, sessions, transaction
+from writebehind.flushers import flusher, leases, letters, sessions, transaction
 
 __all__ = ["RedisTarget", "substituted"]
 
@@ -80,6 +82,7 @@ def _substitutes() -> dict[int, Any]:
         (write_behind._engine_of, _engine_of),
         (sessions.flusher_engine, flusher_engine),
         (leases.Leases, ModelLeases),
+        (letters.Letters, ModelLetters),
         (transaction.Transaction, ModelTransaction),
         (flusher.holder_name, _holder_name),
     ]

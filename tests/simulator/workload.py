@@ -3,11 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+import sqlalchemy as sa
+
 from simulator.chance import Chance
+from simulator.constraints import BAD
 from simulator.judge import Judge
+from simulator.letters import seen
 from simulator.loop import Loop, Process
 from simulator.records import Write
-from simulator.schema import accounts, counters, events
+from simulator.schema import accounts, counters, events, orders
 from simulator.trace import Trace
 from writebehind.engine import (
     BacklogFull,
@@ -16,6 +20,7 @@ from writebehind.engine import (
     DataLossDetected,
     Durability,
     DurabilityTimeout,
+    PoisonEntryError,
     ReadTimeout,
     RedisUnavailable,
     ValidationError,
@@ -23,10 +28,17 @@ from writebehind.engine import (
     WriteOutcomeUnknown,
 )
 from writebehind.engine.core.partitioning import partition_of
+from writebehind.engine.core.payload import Op
+from writebehind.recovery.dead_letters import _letter as letter_of
+from writebehind.recovery.letters import DeadLetter, LetterState
+from writebehind.recovery.resolving import discard, replay
 
 __all__ = ["Application"]
 
-RECORDS = {"accounts": (accounts, "balance"), "counters": (counters, "hits")}
+RECORDS = {"accounts": (accounts, "balance"), "counters": (counters, "hits"), "orders": (orders, "amount")}
+BAD_SHARE = 0.15
+BAD_HITS = 600_000
+"""Twice this is more than a counter may have."""
 REFUSED = (RedisUnavailable, BacklogFull, ValidationError, ConfigurationError)
 PASSING = (ReadTimeout, RedisUnavailable, DatabaseUnavailable)
 
@@ -43,6 +55,7 @@ class Application:
         keys: how many records of each table there are.
         levels: durability levels that it may ask for.
         numbers: gives a number that was never given.
+        refuses: whether SQL refuses rows, some of which are to be written, and letters to be resolved.
         trace: notes a line.
     """
 
@@ -57,6 +70,7 @@ class Application:
         keys: int,
         levels: list[Durability],
         numbers: Callable[[], int],
+        refuses: bool,
         trace: Trace,
     ) -> None:
         self._app = app
@@ -67,13 +81,14 @@ class Application:
         self._keys = keys
         self._levels = levels
         self._number = numbers
+        self._refuses = refuses
         self._trace = trace
         self._receipts: list[Any] = []
 
     def run(self, operations: int) -> None:
         """Do so many things, one after the other."""
         for _ in range(operations):
-            match self._chance.pick((3, 40, 10, 8, 22, 18)):
+            match self._chance.pick((3, 40, 10, 8, 22, 18, 10 if self._refuses else 0)):
                 case 0:
                     pass
                 case 1:
@@ -84,38 +99,52 @@ class Application:
                     self._write("group", self._group)
                 case 4:
                     self.get(*self._record())
+                case 6:
+                    self._resolve_one()
                 case _:
                     self._loop.sleep(0.01 * 4 ** self._chance.below(5))
 
     # Writing
 
     def _record(self) -> tuple[str, int]:
-        return ("accounts", "counters")[self._chance.below(2)], 1 + self._chance.below(self._keys)
+        tables = ("accounts", "counters", "orders") if self._refuses else ("accounts", "counters")
+        return tables[self._chance.below(len(tables))], 1 + self._chance.below(self._keys)
+
+    def _is_bad(self) -> bool:
+        return self._refuses and self._chance.happens(BAD_SHARE)
 
     def _add(self, writer: Any, table: str, key: int, write: Write) -> None:
         """Add one write of a record."""
         declared, number = RECORDS[table]
         value = self._number()
+        note = f"{BAD if self._is_bad() else 'n'}{value}"
         receipt: Any
         match self._chance.pick((40, 30, 12, 10, 8)):
             case 0:
+                if table == "counters" and note.startswith(BAD):
+                    value += BAD_HITS
                 write.what += f" increment {table} {key} by {value};"
                 receipt = writer.increment(declared, key, {number: value})
             case 1:
-                row = {"id": key, number: value, "note": f"n{value}"}
+                row = {"id": key, number: value, "note": note}
                 if table == "accounts":
                     row["owner"] = f"o{value}"
+                elif table == "orders":
+                    row["account"] = 1 + self._chance.below(self._keys)
                 write.what += f" put {table} {row};"
                 receipt = writer.put(declared, row)
             case 2:
-                write.what += f" patch {table} {key} note n{value};"
-                receipt = writer.patch(declared, key, {"note": f"n{value}"})
+                values: dict[str, Any] = {"note": note}
+                if table == "orders" and self._chance.happens(0.5):
+                    values = {"account": 1 + self._chance.below(self._keys)}
+                write.what += f" patch {table} {key} {values};"
+                receipt = writer.patch(declared, key, values)
             case 3:
                 write.what += f" delete {table} {key};"
                 receipt = writer.delete(declared, key)
             case _:
-                write.what += f" insert event {value};"
-                receipt = writer.insert(events, {"kind": str(value)})
+                write.what += f" insert event {note};"
+                receipt = writer.insert(events, {"kind": note})
         if receipt is not None:
             self._receipts.append(receipt)
 
@@ -149,8 +178,8 @@ class Application:
         try:
             do(write)
             write.outcome = "accepted"
-        except (WriteOutcomeUnknown, DurabilityTimeout, DataLossDetected):
-            # The latter two where the write was let through on condition that it waits for SQL.
+        except (WriteOutcomeUnknown, DurabilityTimeout, DataLossDetected, PoisonEntryError):
+            # All but the first where the write was let through on condition that it waits for SQL.
             write.outcome = "unknown"
         except REFUSED as error:
             write.outcome = "refused"
@@ -167,7 +196,7 @@ class Application:
         try:
             for receipt in self._receipts:
                 receipt.wait(level, 3.0)
-        except (DurabilityTimeout, DataLossDetected, *REFUSED):
+        except (DurabilityTimeout, DataLossDetected, PoisonEntryError, *REFUSED):
             return
         write.level = level
         if level is Durability.PERSISTED:
@@ -185,6 +214,69 @@ class Application:
 
         self._write("write", add)
         return BacklogFull.__name__ not in self._judge.writes[-1].what
+
+    # Resolving
+
+    def _letters(self) -> list[DeadLetter]:
+        """Look which letters there are; none where SQL does not answer."""
+        database: Any = self._app.database
+
+        def select() -> list[DeadLetter]:
+            state, now_ms = database.database.state, database.database.now_ms()
+            return [letter_of(self._app, seen({**row, "now_ms": now_ms})) for _, row in sorted(state.letters.items())]
+
+        try:
+            with database.connect() as session:
+                found: list[DeadLetter] = session.statement("list letters", select)
+        except sa.exc.SQLAlchemyError:
+            return []
+        return found
+
+    def _resolve_one(self) -> None:
+        letters = self._letters()
+        if letters:
+            self._resolve(letters[self._chance.below(len(letters))], self._chance.below(3))
+
+    def resolve_all(self, *, given_up: bool) -> None:
+        """Decide about every letter that SQL has refused.
+
+        Args:
+            given_up: discard them all.
+        """
+        letters = [letter for letter in self._letters() if letter.state is not LetterState.WAITING]
+        for letter in reversed(letters):
+            self._resolve(letter, 2 if given_up else self._chance.below(3))
+
+    def _resolve(self, letter: DeadLetter, decision: int) -> None:
+        """Replay a letter, correct it, or discard it."""
+
+        def ask(write: Write) -> None:
+            write.meant = letter.mutation_id
+            corrections = self._corrections(letter) if decision == 1 else {}
+            write.what += f" {letter.letter_id} {corrections or ('', '', 'is discarded')[decision]};"
+            if decision == 2:
+                self._receipts += discard(self._app, [letter])
+            else:
+                self._receipts += replay(self._app, [letter], corrections)
+
+        self._write("resolve", ask)
+
+    def _corrections(self, letter: DeadLetter) -> dict[str, Any]:
+        if len(letter.changes) != 1:
+            return {}
+        (change,) = letter.changes
+        value = self._number()
+        match change.op:
+            case Op.PUT | Op.PATCH if change.table == "orders" and self._chance.happens(0.5):
+                return {"account": 1 + self._chance.below(self._keys), "note": f"c{value}"}
+            case Op.PUT | Op.PATCH:
+                return {"note": f"c{value}"}
+            case Op.INCREMENT:
+                return {RECORDS[change.table][1]: value}
+            case Op.INSERT:
+                return {"kind": f"c{value}"}
+            case _:
+                return {}
 
     # Reading
 

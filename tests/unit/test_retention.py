@@ -67,6 +67,20 @@ def test_the_ring_is_bounded_in_age() -> None:
     assert ring.partitions() == {0}
 
 
+def test_what_is_left_of_an_epoch_may_be_lost_yet() -> None:
+    """After a loss was told the ring remembers where it has left the epoch, and nothing where none of it is left."""
+    ring = Ring(0, 100.0)
+    for number in range(3):
+        ring.add(Accepted(call(), b"%d-7" % (5 + number), 0.0))
+    ring.cut(0, 5, at("5-3"))
+    ring.cut(0, 6, at("5-3"))
+    ring.cut(0, 7, None)
+    ring.cut(0, 8, at("8-1"))
+    assert ring.dropped == {0: {b"5": b"5-3", b"8": b"8-1"}}
+    ring.cut(1, 5, None)
+    assert ring.partitions() == {0}
+
+
 def test_a_call_is_taken_apart() -> None:
     """Each entry of a call has its own ID, mutation ID and operations."""
     singles = Accepted(call(entries=3), b"5-9", 0.0).singles()

@@ -1,0 +1,40 @@
+"""What a history is about."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from simulator.faults import Fault
+
+__all__ = ["THEMES", "Theme"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Theme:
+    """What is part of a history in any case.
+
+    Attributes:
+        faults: what goes wrong at effects.
+        events: what happens to servers and processes.
+        only: whether nothing else does.
+        refuses: whether SQL refuses rows.
+        forgets: whether writers keep nothing of what they have written.
+    """
+
+    faults: Sequence[Fault] = ()
+    events: Sequence[str] = ()
+    only: bool = False
+    refuses: bool = False
+    forgets: bool = False
+
+
+ROLLBACKS = Theme(
+    faults=(Fault.UNANSWERED, Fault.LATE),
+    events=("failover", "replica cut", "power loss", "old primary follows"),
+    only=True,
+)
+DEATHS = Theme(
+    faults=(Fault.KILL_BEFORE, Fault.KILL_AFTER, Fault.FREEZE_BEFORE, Fault.FREEZE_AFTER), events=("freeze",), only=True
+)
+REFUSALS = Theme(refuses=True)
+THEMES = (Theme(), Theme(), ROLLBACKS, DEATHS, REFUSALS)
+"""What histories are about: many of them about anything."""
