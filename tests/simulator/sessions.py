@@ -26,7 +26,7 @@ class Session:
     Attributes:
         open: whether the transaction can go on.
         locked: partitions whose rows it has locked.
-        partitions, rows, appended, epochs, rewritten, letters: what it changes.
+        partitions, rows, appended, epochs, rewritten, letters, in_doubt: what it changes.
         applied: by partition, the entries that the offset moves over.
         notes: whatever the transaction's owner wants to tell the judge.
     """
@@ -41,6 +41,7 @@ class Session:
         self.appended: list[tuple[str, Row]] = []
         self.epochs: dict[tuple[int, int], tuple[int, int, str]] = {}
         self.rewritten: dict[tuple[int, int, int], None] = {}
+        self.in_doubt: dict[tuple[int, int, int], None] = {}
         self.letters: dict[tuple[int, int], Row | None] = {}
         self.applied: dict[int, list[tuple[int, int]]] = {}
         self.notes: dict[str, Any] = {}
@@ -81,6 +82,7 @@ class Session:
         state.partitions.update(self.partitions)
         state.epochs.update(self.epochs)
         state.rewritten.update(self.rewritten)
+        state.in_doubt.update(self.in_doubt)
         state.appended += self.appended
         for (table, key), row in self.rows.items():
             if row is None:
