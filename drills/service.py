@@ -36,7 +36,7 @@ def main() -> None:
         def report(loss: DataLoss) -> None:
             text = (
                 f"{loss.first_id} to {loss.last_id}: {loss.entries} own entries, {loss.rewritten} written again, "
-                f"{loss.superseded} overwritten since, {loss.unretained} not kept"
+                f"{loss.superseded} overwritten since, {loss.unretained} not kept, {loss.in_doubt} in doubt"
             )
             journal.write(LossReport(time.monotonic(), loss.partition, loss.lost, text))
 

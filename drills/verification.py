@@ -51,12 +51,14 @@ class Flushed:
         backlog: what is left.
         halted: partitions that are not served.
         lost_entries: what the flushers have counted as lost.
+        in_doubt: those of them that may be in SQL, nobody can know.
     """
 
     seconds: float
     backlog: int
     halted: tuple[str, ...]
     lost_entries: int
+    in_doubt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,13 @@ def await_flushed(stage: Stage) -> Flushed:
                 raise
         if found is not None and (found.backlog == 0 or time.monotonic() > deadline):
             halted = tuple(f"partition {row.partition}: {row.halted}" for row in found.halted)
-            return Flushed(time.monotonic() - begun, found.backlog, halted, found.lost_entries)
+            return Flushed(
+                time.monotonic() - begun,
+                found.backlog,
+                halted,
+                found.lost_entries,
+                sum(loss.in_doubt for loss in found.losses),
+            )
         time.sleep(POLL_SECONDS)
 
 
@@ -144,7 +152,7 @@ def check_all(stage: Stage, told: Told, flushed: Flushed, troubles: Sequence[str
     ]
     lost = sum(len(each.lost) + each.lost_unnamed for each in found)
     reported = flushed.lost_entries + told.reported_lost
-    uncertain = sum(each.outcome is not Outcome.ACKNOWLEDGED for each in operations)
+    uncertain = flushed.in_doubt + sum(each.outcome is not Outcome.ACKNOWLEDGED for each in operations)
     return [*found, checkers.honesty(lost, uncertain, reported, knowable=not allowed.windows)]
 
 

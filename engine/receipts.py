@@ -20,9 +20,11 @@ class Receipt:
         mutation_id: ID that the write carries in the log, unique for ever.
         identity: the primary that accepted it, in short form.
         durability: the highest level confirmed so far.
+        in_doubt: whether it was accepted after an attempt whose reply was lost together with the attempt itself, in a
+            failover: a flusher may have to pass it over, because nobody knows whether SQL has that attempt.
     """
 
-    __slots__ = ("_engine", "_raw_id", "durability", "identity", "mutation_id", "partition")
+    __slots__ = ("_engine", "_raw_id", "durability", "identity", "in_doubt", "mutation_id", "partition")
 
     def __init__(self, engine: "WriteBehind", partition: int) -> None:
         self._engine = engine
@@ -31,6 +33,7 @@ class Receipt:
         self.partition = partition
         self.mutation_id = ""
         self.durability: Durability | None = None
+        self.in_doubt = False
 
     @property
     def entry_id(self) -> EntryID:
@@ -56,22 +59,24 @@ class Receipt:
 
         Raises:
             DurabilityTimeout: it is accepted, but not yet as durable as asked.
-            DataLossDetected: Redis lost the entry before it reached SQL.
+            DataLossDetected: Redis lost the entry before it reached SQL; or, for ``PERSISTED``, it was passed over
+                because nobody can know whether SQL has an earlier attempt: read the record, and write again if needed.
             PoisonEntryError: SQL refuses the write: it is a dead letter. One that was discarded since is not told from
                 one that was applied.
             ConfigurationError: the servers cannot give this level.
         """
         if self.durability is None or self.durability < durability:
             entry_id = self.entry_id
-            self._engine.confirm(self.partition, entry_id, self.identity, durability, timeout)
+            self._engine.confirm(self.partition, entry_id, self.identity, durability, timeout, in_doubt=self.in_doubt)
             self.durability = durability
         return self
 
-    def accepted(self, raw_id: bytes, identity: bytes, mutation_id: str) -> None:
+    def accepted(self, raw_id: bytes, identity: bytes, mutation_id: str, *, in_doubt: bool) -> None:
         """Note that the write stands in the log; called by the engine."""
         self._raw_id = raw_id
         self.identity = identity
         self.mutation_id = mutation_id
+        self.in_doubt = in_doubt
         self.durability = Durability.ACCEPTED
 
     def __repr__(self) -> str:

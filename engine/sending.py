@@ -56,7 +56,7 @@ def send(
             waiting.pop(partition, None)
             if isinstance(result, tuple):
                 filled = list(itertools.islice(unfilled[partition], call.entries))
-                _fill(filled, result, call.call_id)
+                _fill(filled, result, call)
                 if call.through:
                     through.append(filled)
                 continue
@@ -103,12 +103,14 @@ def _failed(failures: Sequence[Exception], accepted: int, total: int) -> Excepti
     return error
 
 
-def _fill(receipts: Sequence[Receipt], result: tuple[bytes, bytes], call_id: str) -> None:
+def _fill(receipts: Sequence[Receipt], result: tuple[bytes, bytes], call: Call) -> None:
     raw_id, identity = result
+    in_doubt = bool(call.doubts)
     if len(receipts) == 1:
-        receipts[0].accepted(raw_id, identity, call_id)
+        receipts[0].accepted(raw_id, identity, call.call_id, in_doubt=in_doubt)
         return
     epoch, _, last = raw_id.partition(b"-")
     first = int(last) - len(receipts) + 1
     for number, receipt in enumerate(receipts):
-        receipt.accepted(b"%b-%d" % (epoch, first + number), identity, f"{call_id}.{number + 1}")
+        mutation_id = f"{call.call_id}.{number + 1}"
+        receipt.accepted(b"%b-%d" % (epoch, first + number), identity, mutation_id, in_doubt=in_doubt)

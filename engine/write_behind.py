@@ -357,7 +357,8 @@ class WriteBehind:
         appender = self._appender
         sent = Draft(partition).add(entry).call(appender.call_id())
         receipt = Receipt(self, partition)
-        receipt.accepted(*appender.append(sent), sent.call_id)
+        accepted = appender.append(sent)
+        receipt.accepted(*accepted, sent.call_id, in_doubt=bool(sent.doubts))
         if sent.through:
             level = Durability.PERSISTED
         if level:
@@ -398,23 +399,28 @@ class WriteBehind:
 
     def _confirm_all(self, receipts: Iterable[Sequence[Receipt]], level: Durability) -> None:
         deadline = time.monotonic() + self.settings.write_timeout_seconds
-        refused: PoisonEntryError | None = None
+        refused: PoisonEntryError | DataLossDetected | None = None
         for listed in receipts:
             # What one primary accepted last covers what it accepted before in the partition, where SQL refuses nothing.
             covered = []
-            for last in {receipt.identity: receipt for receipt in listed}.values():
+            for last in {receipt.identity: receipt for receipt in listed if not receipt.in_doubt}.values():
                 left = max(0.0, deadline - time.monotonic())
                 try:
                     covered.append(self.confirm(last.partition, last.entry_id, last.identity, level, left))
                 except PoisonEntryError:
                     covered.append(False)
             for receipt in listed:
-                if all(covered):
+                if all(covered) and not receipt.in_doubt:
                     receipt.durability = max(receipt.durability or level, level)
                     continue
                 try:
                     receipt.wait(level, max(0.0, deadline - time.monotonic()))
                 except PoisonEntryError as error:
+                    refused = refused or error
+                except DataLossDetected as error:
+                    if not receipt.in_doubt:
+                        raise
+                    # The others are no worse for it.
                     refused = refused or error
         if refused is not None:
             raise refused
@@ -434,7 +440,14 @@ class WriteBehind:
         return next(each for each in HARSHEST_FIRST if each in policies)
 
     def confirm(
-        self, partition: int, entry_id: EntryID, identity: bytes, durability: Durability, timeout: float
+        self,
+        partition: int,
+        entry_id: EntryID,
+        identity: bytes,
+        durability: Durability,
+        timeout: float,
+        *,
+        in_doubt: bool = False,
     ) -> bool:
         """Wait until an entry is as durable as asked, also where it was written again; see ``Receipt.wait``.
 
@@ -444,15 +457,20 @@ class WriteBehind:
         while True:
             # What SQL has, it has: an entry is looked for in its new place only where it was lost in the old one.
             moved = self._rewriter.whereabouts(partition, entry_id)
-            at, primary = moved or (entry_id, identity)
+            at, primary = moved[-1] if moved else (entry_id, identity)
+            places = [entry_id, *(place for place, _ in moved)]
             try:
                 try:
                     left = max(0.0, deadline - time.monotonic())
-                    return self._confirmer.confirm(partition, at, primary, level, left) and moved is None
+                    covers = self._confirmer.confirm(
+                        partition, at, primary, level, left, places=places, in_doubt=in_doubt
+                    )
                 except DataLossDetected:
                     self._reconcile(partition)
                     if self._rewriter.whereabouts(partition, entry_id) == moved:
                         raise
+                else:
+                    return covers and not moved
             except RedisUnavailable as error:
                 # That error says "nothing was written"; this write was accepted.
                 if time.monotonic() >= deadline:

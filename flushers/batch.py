@@ -42,7 +42,8 @@ class Segment:
         rewritten: originals of its entries that were written again.
         parked: its entries that wait behind a dead letter.
         superseded: places of the dead letters that its entries make meaningless.
-        passed_over: how many of its entries SQL has by other ones.
+        passed_over: how many of its entries SQL has by other ones, or may have.
+        in_doubt: those of them that SQL may have, nobody can know.
         pieces: its entries as they were read, each piece with the place that its first one would get as a dead letter.
         oldest_ms: when its first entry was made, on the writer's clock.
     """
@@ -59,6 +60,7 @@ class Segment:
     parked: Sequence[Suspect] = ()
     superseded: Sequence[int] = ()
     passed_over: int = 0
+    in_doubt: Sequence[Suspect] = ()
     pieces: Sequence[tuple[int, Sequence[RawEntry]]] = ()
     oldest_ms: int = 0
 

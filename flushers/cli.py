@@ -253,10 +253,13 @@ def _sentence(loss: "LossStatus") -> str:
     made = [datetime.fromtimestamp(at / 1000).astimezone().isoformat(" ", "milliseconds") if at else "?"
             for at in (loss.from_ms, loss.until_ms)]  # fmt: skip
     what = f"{loss.entries} entries LOST" if loss.entries else "nothing lost"
+    if loss.in_doubt:
+        what = f"{loss.in_doubt} entries IN DOUBT, passed over"
+    concerned = "read them, and write again if needed" if loss.in_doubt else "overwritten since"
     return (
         f"partition {loss.partition}, found {found} by {loss.reporter}: {what}, {loss.rewritten} written again, "
         f"{loss.first_id} to {loss.last_id}, made {made[0]} to {made[1]}"
-        + (f"; overwritten since: {loss.records}" if loss.records else "")
+        + (f"; {concerned}: {loss.records}" if loss.records else "")
     )
 
 

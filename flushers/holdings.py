@@ -36,6 +36,7 @@ from writebehind.flushers.config import FlusherSettings
 from writebehind.flushers.cursor import Cursor
 from writebehind.flushers.failures import PASSING, Failure, classify, describe
 from writebehind.flushers.leases import Lease, Leases
+from writebehind.flushers.losses import losses_of
 from writebehind.recovery.reclaim import reclaim
 
 __all__ = ["Holdings", "Tally"]
@@ -326,8 +327,8 @@ class Holdings:
         """Note that a batch is committed, and tell what it has shown to be lost."""
         now = time.monotonic()
         for segment in batch.segments:
-            if segment.lost or segment.at_least:
-                self._tell_loss(segment)
+            for loss in losses_of(segment):
+                self._tell_loss(segment, loss)
             cursor = self.cursors.get(segment.partition)
             if cursor is not None:
                 cursor.advance(segment, now)
@@ -336,27 +337,20 @@ class Holdings:
         self.tally.rows += len(batch.changes)
         self.tally.batches += 1
 
-    def _tell_loss(self, segment: Segment) -> None:
-        """Say what is missing, once the offset has passed it: before that a flusher may be mistaken."""
-        logger.error(
-            "DATA LOSS: partition %d: %s%d entries between %s and %s are not in the log and not in SQL",
-            segment.partition, "at least " if segment.at_least else "", segment.lost, segment.start, segment.end,
-        )  # fmt: skip
-        self._app.tell_loss(
-            DataLoss(
-                partition=segment.partition,
-                first_id=str(segment.start.next()),
-                last_id=str(segment.end),
-                entries=0,
-                rewritten=0,
-                applied=0,
-                superseded=0,
-                unretained=segment.lost,
-                from_ms=0,
-                until_ms=segment.oldest_ms,
-                keys=(),
-            )
-        )
+    def _tell_loss(self, segment: Segment, loss: DataLoss) -> None:
+        """Say what is missing, or in doubt, once the offset has passed it: before that a flusher may be mistaken."""
+        if loss.in_doubt:
+            logger.error(
+                "POSSIBLE DATA LOSS: partition %d: %d entries, %s to %s, are passed over: their writer did not hear "
+                "whether an earlier attempt was accepted, Redis lost it, and SQL has some of what Redis lost then",
+                loss.partition, loss.in_doubt, loss.first_id, loss.last_id,
+            )  # fmt: skip
+        else:
+            logger.error(
+                "DATA LOSS: partition %d: %s%d entries between %s and %s are not in the log and not in SQL",
+                loss.partition, "at least " if segment.at_least else "", loss.lost, segment.start, segment.end,
+            )  # fmt: skip
+        self._app.tell_loss(loss)
 
     def halt(self, cursor: Cursor, reason: str) -> None:
         """Do not serve a partition until it is tried again; told once for each reason."""

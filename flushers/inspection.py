@@ -32,7 +32,7 @@ class PartitionStatus:
         backlog: entries that SQL has not applied; None where the log is damaged, so that nobody knows.
         lag_seconds: age of the oldest of them, by the writer's clock and this machine's; None likewise.
         holder: who holds the lease, or None where nobody does.
-        lost_entries: entries ever found missing.
+        lost_entries: entries ever found missing, and those passed over in doubt: an upper bound.
         missing_rows: patches that ever found no row.
         halted: why it is not flushed, or None.
         pressure: the limit for which writes are held, ``entries``, ``seconds`` or ``memory``; None where they are not.
@@ -60,13 +60,15 @@ class LossStatus:
         partition: where.
         first_id: the first entry concerned.
         last_id: the last one.
-        entries: entries whose effect is in neither Redis nor SQL.
+        entries: entries whose effect is in neither Redis nor SQL; of those in doubt, it may be in SQL.
         rewritten: entries that their writer wrote again.
         reporter: who found it.
         from_ms: when the first one was made, in milliseconds since 1970; 0 for unknown.
         until_ms: when the last one was made; 0 for unknown.
         found_ms: when it was found, on the database's clock.
         records: tables and keys concerned, where they are known.
+        in_doubt: how many of the entries were passed over because nobody can know whether SQL has their writes; then
+            all of them are.
     """
 
     partition: int
@@ -79,6 +81,7 @@ class LossStatus:
     until_ms: int
     found_ms: int
     records: str
+    in_doubt: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +115,7 @@ class Status:
 
     @property
     def lost_entries(self) -> int:
-        """Entries ever found to be in neither Redis nor SQL, by flushers and by writers."""
+        """Entries ever found to be in neither Redis nor SQL, or passed over in doubt, by flushers and by writers."""
         return sum(loss.entries for loss in self.losses)
 
     @property

@@ -207,6 +207,7 @@ class Intake:
                 parked=taken.parked,
                 superseded=taken.superseded,
                 passed_over=taken.passed_over,
+                in_doubt=taken.in_doubt,
                 pieces=[(taken.first_place, entries)],
                 oldest_ms=made_at_ms(entries[0]),
             )
@@ -316,6 +317,7 @@ def _joined(segments: list[Segment]) -> list[Segment]:
                 parked=[*first.parked, *segment.parked],
                 superseded=[*first.superseded, *segment.superseded],
                 passed_over=first.passed_over + segment.passed_over,
+                in_doubt=[*first.in_doubt, *segment.in_doubt],
                 pieces=[*first.pieces, *segment.pieces],
             )
         )

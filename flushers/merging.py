@@ -2,15 +2,16 @@
 
 Invariants:
 
-1. An entry that SQL has already under another ID is passed over; it is settled, and changes nothing.
+1. An entry that SQL has already under another ID, or may have, nobody can know, is passed over; it is settled, and
+   changes nothing.
 2. An entry whose key has a dead letter is parked behind it, or supersedes it; nothing of it is merged otherwise.
 3. What cannot be read or merged is named, with how much before it can be.
 """
 
-import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from functools import partial
 
 import msgspec
@@ -18,6 +19,7 @@ import msgspec
 from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.adapters.log import RawEntry
 from writebehind.engine.core.coalescing import Changes, TableChanges
+from writebehind.engine.core.origin import Origin
 from writebehind.engine.core.payload import decode, keys_in
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.errors import ConfigurationError, WriteBehindError
@@ -29,13 +31,15 @@ from writebehind.flushers.suspect import Suspect
 
 __all__ = ["EntryFailed", "Merger", "Taken", "refusals"]
 
-logger = logging.getLogger(__name__)
-
 ENTRY_FIELDS = 4
 """Names and values of an ordinary entry; one that was written again names its original, too."""
 
-DOUBT = b"?"
-"""Ends the ID of an entry that was lost together with an attempt whose reply was lost."""
+
+class Elsewhere(Enum):
+    """How SQL has an entry's effect by another entry."""
+
+    SURELY = auto()
+    PERHAPS = auto()
 
 
 class EntryFailed(Exception):
@@ -64,13 +68,14 @@ class Taken:
         first_place: that the first of them would get as a dead letter.
         mutations_max: once they have so many no further one is merged.
         payload_bytes: of all of them; 0 where not all were merged.
-        passed_over, originals, parked, superseded: see ``Segment``.
+        passed_over, in_doubt, originals, parked, superseded: see ``Segment``.
     """
 
     first_place: int
     mutations_max: int = sys.maxsize
     payload_bytes: int = 0
     passed_over: int = 0
+    in_doubt: list[Suspect] = field(default_factory=list)
     originals: list[EntryID] = field(default_factory=list)
     parked: list[Suspect] = field(default_factory=list)
     superseded: list[int] = field(default_factory=list)
@@ -146,7 +151,8 @@ class Merger:
             How many were merged or passed over; one at least, where it need not begin a new batch.
 
         Passed over is what SQL has already under another ID: an entry that was written again although SQL had the
-        original, or an original that comes back although it was written again.
+        original, or an original that comes back although it was written again. And what SQL may have: an entry of a
+        write of which an attempt was lost with a history that SQL has some of.
 
         Raises:
             EntryFailed: an entry cannot be read or merged.
@@ -183,9 +189,9 @@ class Merger:
         entry_id, fields = entry
         members = decode(fields[3])
         again = len(fields) > ENTRY_FIELDS
-        if (again or cursor.rewritten) and _is_elsewhere(cursor, entry_id, fields):
+        if (again or cursor.rewritten) and (elsewhere := _elsewhere(cursor, entry_id, fields)):
             changes.pass_over(members, entry_id)
-            taken.passed_over += 1
+            _note(cursor, suspect_of(entry, place), elsewhere, fields, taken)
             return True
         ahead = cursor.ahead
         held = bool(ahead) and ahead.holds(members)
@@ -198,9 +204,8 @@ class Merger:
         if superseded:
             taken.superseded += superseded
             ahead.remove(superseded)
-        if again and not fields[5].endswith(DOUBT):
-            taken.originals.append(_origin(fields))
-            cursor.rewriting.add(taken.originals[-1])
+        if again:
+            _take_place(cursor, fields, taken)
         return True
 
     def gather(
@@ -212,20 +217,20 @@ class Merger:
             again = len(fields) > ENTRY_FIELDS
             try:
                 suspect = suspect_of(entries[number], place)
-                elsewhere = (again or cursor.rewritten) and _is_elsewhere(cursor, entry_id, fields)
-                original = _origin(fields) if again and not fields[5].endswith(DOUBT) else None
+                elsewhere = _elsewhere(cursor, entry_id, fields) if again or cursor.rewritten else None
             except (IndexError, ValueError):
                 # Not an entry of this product: what it consists of is kept for whoever looks.
-                suspect, elsewhere, original = Suspect(entry_id, "", msgspec.msgpack.encode(fields), place), False, None
-            if elsewhere:
+                suspect = Suspect(entry_id, "", msgspec.msgpack.encode(fields), place)
+                again, elsewhere = False, None
+            if elsewhere is not None:
                 self.pass_over(changes, cursor.number, suspect)
+                _note(cursor, suspect, elsewhere, fields, taken)
                 continue
             if suspect.control is not None and number:
                 return number
             suspects.append(suspect)
-            if original is not None:
-                taken.originals.append(original)
-                cursor.rewriting.add(original)
+            if again:
+                _take_place(cursor, fields, taken)
             if suspect.control is not None:
                 return number + 1
         return len(entries)
@@ -285,21 +290,25 @@ def _undeclared(error: KeyError) -> ConfigurationError:
     return ConfigurationError(f"table {error} is not declared here", "add it to tables=[...] of the flusher")
 
 
-def _is_elsewhere(cursor: Cursor, entry_id: bytes, fields: Sequence[bytes]) -> bool:
-    """Tell whether SQL has an entry's effect by another entry."""
-    if len(fields) > ENTRY_FIELDS:
-        if not fields[5].endswith(DOUBT):
-            return cursor.has(_origin(fields))
-        applied = cursor.reaches(EntryID.parse(fields[5][:-1]))
-        if applied:
-            logger.error(
-                "POSSIBLE DATA LOSS: partition %d: entry %s is passed over: its writer did not hear whether an earlier "
-                "attempt was accepted, and SQL has some of what Redis lost then",
-                cursor.number, entry_id.decode(),
-            )  # fmt: skip
-        return applied
-    return EntryID.parse(entry_id) in cursor.rewritten
+def _elsewhere(cursor: Cursor, entry_id: bytes, fields: Sequence[bytes]) -> Elsewhere | None:
+    """Tell how SQL has an entry's effect by another entry; None where it has not."""
+    origin = Origin.parse(fields[5]) if len(fields) > ENTRY_FIELDS else Origin()
+    if EntryID.parse(entry_id) in cursor.rewritten or (origin.original is not None and cursor.has(origin.original)):
+        return Elsewhere.SURELY
+    return Elsewhere.PERHAPS if any(map(cursor.reaches, origin.doubts)) else None
 
 
-def _origin(fields: Sequence[bytes]) -> EntryID:
-    return EntryID.parse(fields[5])
+def _note(cursor: Cursor, suspect: Suspect, elsewhere: Elsewhere, fields: Sequence[bytes], taken: Taken) -> None:
+    """Note that an entry is passed over, and that it is to be told where nobody can know whether SQL has it."""
+    taken.passed_over += 1
+    if elsewhere is Elsewhere.PERHAPS:
+        taken.in_doubt.append(suspect)
+        _take_place(cursor, fields, taken)
+
+
+def _take_place(cursor: Cursor, fields: Sequence[bytes], taken: Taken) -> None:
+    """Note that an entry that was written again stands for its original: that one is not to be applied any more."""
+    original = Origin.parse(fields[5]).original
+    if original is not None:
+        taken.originals.append(original)
+        cursor.rewriting.add(original)

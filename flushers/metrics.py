@@ -56,7 +56,12 @@ def _lines(found: Status) -> Iterator[str]:
             [({"partition": str(each.partition)}, float(each.damaged is not None)) for each in found.partitions],
         ),
         ("missing_rows_total", "counter", "Patches that found no row.", of_partitions("missing_rows")),
-        ("lost_entries_total", "counter", "Entries in neither Redis nor SQL.", [({}, float(found.lost_entries))]),
+        (
+            "lost_entries_total",
+            "counter",
+            "Entries in neither Redis nor SQL, or in doubt.",
+            [({}, float(found.lost_entries))],
+        ),
         (
             "rewritten_entries_total",
             "counter",

@@ -5,9 +5,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from writebehind.engine.adapters.control_tables import epochs, losses, now_ms, partitions, rewritten
+from writebehind.engine.adapters.control_tables import epochs, now_ms, partitions, rewritten
 from writebehind.engine.adapters.declaration import DeclaredTable
+from writebehind.engine.adapters.rows import inserted_loss
 from writebehind.engine.core.coalescing import Changes
+from writebehind.engine.core.retention import DataLoss
 from writebehind.engine.errors import ConfigurationError
 from writebehind.flushers.batch import Batch, Crossing, Segment
 from writebehind.flushers.bulk import bulk_path
@@ -15,6 +17,7 @@ from writebehind.flushers.bulk.order import in_foreign_key_order
 from writebehind.flushers.drift import drift_of
 from writebehind.flushers.flush import Fenced
 from writebehind.flushers.letters import Letters
+from writebehind.flushers.losses import losses_of
 from writebehind.flushers.quarantine import Key, Quarantine
 from writebehind.flushers.sifting import Outcome
 from writebehind.flushers.suspect import Suspect
@@ -144,29 +147,15 @@ class Transaction:
                     sa.insert(rewritten).values(applied_ms=now_ms()),
                     [{**key, "epoch": each.epoch, "sequence": each.sequence} for each in segment.rewritten],
                 )
-            if segment.lost:
-                here = sa.and_(partitions.c.namespace == self._namespace, partitions.c.partition == segment.partition)
-                self.connection.execute(
-                    sa.update(partitions).where(here).values(lost_entries=partitions.c.lost_entries + segment.lost)
-                )
-                self._note_loss(segment)
+            for loss in losses_of(segment) if segment.lost or segment.in_doubt else ():
+                self._note_loss(loss)
 
-    def _note_loss(self, segment: Segment) -> None:
-        self.connection.execute(
-            sa.insert(losses).values(
-                namespace=self._namespace,
-                partition=segment.partition,
-                first_id=str(segment.start.next()),
-                reporter=self._holder,
-                last_id=str(segment.end),
-                entries=segment.lost,
-                rewritten=0,
-                from_ms=0,
-                until_ms=segment.oldest_ms,
-                found_ms=now_ms(),
-                records="",
-            )
-        )
+    def _note_loss(self, loss: DataLoss) -> None:
+        if loss.lost:
+            here = sa.and_(partitions.c.namespace == self._namespace, partitions.c.partition == loss.partition)
+            counted = sa.update(partitions).where(here).values(lost_entries=partitions.c.lost_entries + loss.lost)
+            self.connection.execute(counted)
+            self.connection.execute(inserted_loss(self._namespace, loss, self._holder))
 
     def _note_crossing(self, partition: int, crossing: Crossing) -> None:
         ended = {

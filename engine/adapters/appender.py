@@ -18,6 +18,7 @@ from writebehind.engine.adapters.scripts import APPEND
 from writebehind.engine.config import Backpressure, EngineSettings
 from writebehind.engine.core.appending import Call, Full, Lost, Refused, Reply, Unsent, append
 from writebehind.engine.core.keys import Keys
+from writebehind.engine.core.origin import Origin
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.core.pressure import EXEMPT, OUT_OF_MEMORY, Drainage, Held, admission
 from writebehind.engine.errors import RedisUnavailable, WriteBehindError
@@ -209,6 +210,7 @@ class Appender:
             attempts.finish()
             if isinstance(stop.value, Full):
                 return stop.value
+            call.doubts = attempts.doubts(stop.value)
             return self._done(call, stop.value, fenced=attempts.fenced), attempts.identity
         except WriteBehindError:
             attempts.abandon()
@@ -260,7 +262,7 @@ class Appender:
         call: Call,
         anchor: bytes,
         stamp: int,
-        doubt: EntryID | None = None,
+        doubts: Sequence[EntryID] = (),
         *,
         through: bool = False,
     ) -> tuple[Any, ...]:
@@ -271,7 +273,7 @@ class Appender:
             call: what is appended.
             anchor: see above.
             stamp: its number.
-            doubt: the first entry that was lost with the history in which an attempt may have been executed.
+            doubts: of each lost history in which an attempt may have been executed, the first entry lost with it.
             through: it is appended whatever the limits say.
         """
         partition = call.partition
@@ -287,7 +289,7 @@ class Appender:
             stamp,
             call.call_id,
             anchor,
-            self.search_entries_max if doubt is None else f"{self.search_entries_max} {doubt}",
+            f"{self.search_entries_max} {Origin(doubts=doubts)}" if doubts else self.search_entries_max,
             *(EXEMPT if through else self._admissions[self._memory.short]),
             *call.arguments,
         )

@@ -1,5 +1,6 @@
 """The attempts of one call of the write script: does what ``core.appending`` yields."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, assert_never
 
 import redis
@@ -9,6 +10,7 @@ from writebehind.engine.adapters.deadline import Deadline, pause
 from writebehind.engine.adapters.links import Link, refusal
 from writebehind.engine.adapters.scripts import APPEND
 from writebehind.engine.core.appending import Call, Effect, Lost, OpenEpoch, Pause, Refused, Reply, Run, Unsent
+from writebehind.engine.core.positions import EntryID
 from writebehind.engine.errors import RedisUnavailable
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ class Attempts:
         "_appender",
         "_call",
         "_deadline",
+        "_doubts",
         "_histories",
         "_link",
         "_waited",
@@ -58,6 +61,7 @@ class Attempts:
         self._link: Link | None = None
         self._deadline = deadline
         self._histories = [history] if history else []
+        self._doubts: dict[int, Sequence[EntryID]] = {}
         self._waited = False
         self.identity = b""
         self.fenced = 0
@@ -71,6 +75,10 @@ class Attempts:
         if isinstance(effect, Pause):
             return self._pause(effect.attempt)
         assert_never(effect)
+
+    def doubts(self, last: bytes) -> Sequence[EntryID]:
+        """Return the doubts that the entry with this ID says, by whichever attempt it was appended; see ``Call``."""
+        return self._doubts.get(EntryID.parse(last).epoch, ())
 
     def finish(self) -> None:
         """Hand the link back: all its replies have been read."""
@@ -93,13 +101,13 @@ class Attempts:
         stamp = appender.stamp()
         self.fenced = stamp if effect.retry or self._call.partition in appender.suspect else 0
         anchor = FENCE_ONLY if self.fenced else b""
-        doubt = None
+        doubts: Sequence[EntryID] = ()
         partition = self._call.partition
         if effect.retry:
             anchor = appender.rewriter.anchor(partition, self._anchor)
-            for history in self._histories:
-                doubt = appender.rewriter.doubt(partition, history) or doubt
-                if doubt is not None and appender.rewriter.in_sql(partition, doubt):
+            doubts = self._lost_with_attempts()
+            for doubt in doubts:
+                if appender.rewriter.in_sql(partition, doubt):
                     return Refused("DOUBT", str(doubt))
         else:
             # Whatever was tried before has not been executed, and will not be.
@@ -107,11 +115,13 @@ class Attempts:
             if self._waited:
                 self._call.begin(appender.call_id())
                 self._waited = False
-        self._histories.append(appender.history(link, partition))
+        history = appender.history(link, partition)
+        self._histories.append(history)
+        self._doubts[int(history.rpartition(b" ")[2])] = doubts
         self._call.through = effect.through
-        command = appender.command(link, self._call, anchor, stamp, doubt, through=effect.through)
+        command = appender.command(link, self._call, anchor, stamp, doubts, through=effect.through)
         # What a lost history had, SQL may have: no search of this one tells.
-        fenced_off = effect.retry and doubt is None
+        fenced_off = effect.retry and not doubts
         try:
             link.connection.send_packed_command((pack_command(command),), check_health=False)
             return link.receive(disable_decoding=True)  # type: ignore[no-any-return]
@@ -121,6 +131,12 @@ class Attempts:
             return self._refused(refusal(error), fenced_off=fenced_off)
         except redis.RedisError as error:
             return self._lost(link, error)
+
+    def _lost_with_attempts(self) -> Sequence[EntryID]:
+        """Return, of each history in which an attempt may have been executed and lost, the first entry lost with it."""
+        partition = self._call.partition
+        found = (self._appender.rewriter.doubt(partition, history) for history in self._histories)
+        return tuple(dict.fromkeys(doubt for doubt in found if doubt is not None))
 
     def _meet(self) -> Reply:
         """Take a link where there is none, and meet the history that it leads to; return what went wrong."""

@@ -1,6 +1,7 @@
 """Waiting until an entry is on disk, on replicas, in SQL; and never saying so before it is."""
 
 import time
+from collections.abc import Sequence
 from threading import Lock
 
 import redis
@@ -81,7 +82,17 @@ class Confirmer:
                 self._fsync = {link.identity: fsync}
             return fsync
 
-    def confirm(self, partition: int, entry_id: EntryID, identity: bytes, level: Durability, timeout: float) -> bool:
+    def confirm(
+        self,
+        partition: int,
+        entry_id: EntryID,
+        identity: bytes,
+        level: Durability,
+        timeout: float,
+        *,
+        places: Sequence[EntryID] = (),
+        in_doubt: bool = False,
+    ) -> bool:
         """Wait until an entry is as durable as asked; return whether all entries of the partition before it are, too.
 
         Args:
@@ -90,17 +101,19 @@ class Confirmer:
             identity: identity of the primary that accepted it.
             level: the level to wait for.
             timeout: seconds to wait at the most.
+            places: everywhere that it stood, where it was written again: it may be a dead letter under each.
+            in_doubt: whether a flusher may have passed it over, because an attempt was lost with another history.
 
         Raises:
             DurabilityTimeout: not in time.
-            DataLossDetected: Redis lost it before it reached SQL.
+            DataLossDetected: Redis lost it before it reached SQL; or, for ``PERSISTED``, it was passed over in doubt.
             PoisonEntryError: SQL refuses it.
             ConfigurationError: the servers cannot give the level.
             RedisUnavailable: Redis cannot be asked.
         """
         deadline = time.monotonic() + timeout
         if level is Durability.PERSISTED:
-            return self._persisted(partition, entry_id, level, deadline)
+            return self._persisted(partition, entry_id, level, deadline, places, in_doubt=in_doubt)
         if level is Durability.ACCEPTED:
             return True
         try:
@@ -123,7 +136,16 @@ class Confirmer:
             return self._persisted(partition, entry_id, level, deadline)
         raise self._late(level)
 
-    def _persisted(self, partition: int, entry_id: EntryID, level: Durability, deadline: float) -> bool:
+    def _persisted(
+        self,
+        partition: int,
+        entry_id: EntryID,
+        level: Durability,
+        deadline: float,
+        places: Sequence[EntryID] = (),
+        *,
+        in_doubt: bool = False,
+    ) -> bool:
         pause = PAUSE_SECONDS
         ask_sql_at = time.monotonic() + ASK_SQL_SECONDS
         ask_letters_at = 0.0
@@ -131,7 +153,7 @@ class Confirmer:
         while True:
             watermark, letters = self._watermark(partition)
             passed = watermark is not None and watermark.epoch == entry_id.epoch and watermark >= entry_id
-            if passed and not letters:
+            if passed and not letters and not in_doubt:
                 return True
             now = time.monotonic()
             other = watermark is not None and watermark.epoch != entry_id.epoch
@@ -145,8 +167,10 @@ class Confirmer:
                 elif now - missed_at >= CERTAIN_AFTER_SECONDS:
                     raise _lost(partition, entry_id)
             if passed and (now >= ask_letters_at or now >= deadline):
-                # The offset has passed it: it is in its table, or among the dead letters, and no less durable there.
-                if level is not Durability.PERSISTED or not self._is_letter(partition, entry_id):
+                # The offset has passed it: it is in its table, or among the dead letters, and no less durable there; or
+                # it was passed over in doubt.
+                where = places or [entry_id]
+                if level is not Durability.PERSISTED or not self._is_unsettled(partition, where, in_doubt=in_doubt):
                     return False
                 ask_letters_at = now + ASK_SQL_SECONDS
             if now >= deadline:
@@ -154,10 +178,17 @@ class Confirmer:
             time.sleep(min(pause, max(0.0, deadline - now)))
             pause = min(2 * pause, PAUSE_SECONDS_MAX)
 
-    def _is_letter(self, partition: int, entry_id: EntryID) -> bool:
-        """Tell whether an entry that the offset has passed is a dead letter that may yet be applied by itself."""
+    def _is_unsettled(self, partition: int, places: Sequence[EntryID], *, in_doubt: bool) -> bool:
+        """Tell whether an entry that the offset has passed is a dead letter that may yet be applied by itself.
+
+        Raises:
+            DataLossDetected: it was passed over in doubt.
+            PoisonEntryError: SQL refuses it.
+        """
         try:
-            letter = self._rows.letter_of(self._keys.namespace, partition, entry_id)
+            if in_doubt and self._rows.in_doubt(self._keys.namespace, partition, places):
+                raise _unknowable(partition, places[-1])
+            letter = self._rows.letter_of(self._keys.namespace, partition, places)
         except DatabaseUnavailable:
             return True  # nobody knows
         if letter is not None and letter.error is not None:
@@ -216,4 +247,12 @@ def _lost(partition: int, entry_id: EntryID) -> DataLossDetected:
     return DataLossDetected(
         f"entry {entry_id} of partition {partition} was lost by Redis before it reached SQL",
         "Redis was rolled back (a crash or failover below the durability asked for): write it again",
+    )
+
+
+def _unknowable(partition: int, entry_id: EntryID) -> DataLossDetected:
+    return DataLossDetected(
+        f"entry {entry_id} of partition {partition} was passed over: Redis lost an earlier attempt of this write, and "
+        "its reply was lost; SQL has some of what Redis lost then, and nobody can know whether the attempt is among it",
+        "read the record: if it has not got the write, write it again",
     )

@@ -26,7 +26,7 @@ __all__ = [
     "rewritten",
 ]
 
-CONTROL_VERSION = 2
+CONTROL_VERSION = 3
 """Version of these tables' layout."""
 
 control = MetaData()
@@ -51,7 +51,7 @@ partitions = Table(
     Column("sequence", BigInteger, nullable=False, comment="offset: its sequence; -1 before the first"),
     Column("holder", String(128), nullable=True),
     Column("lease_until_ms", BigInteger, nullable=False, comment="on this database's clock"),
-    Column("lost_entries", BigInteger, nullable=False, comment="entries found missing from the log"),
+    Column("lost_entries", BigInteger, nullable=False, comment="entries missing from the log, or passed over in doubt"),
     Column("missing_rows", BigInteger, nullable=False, comment="patches that found no row"),
     Column(
         "letters",
@@ -96,6 +96,12 @@ losses = Table(
     Column("last_id", String(48), nullable=False),
     Column("entries", BigInteger, nullable=False, comment="entries in neither Redis nor SQL"),
     Column("rewritten", BigInteger, nullable=False, comment="entries that Redis lost and their writer wrote again"),
+    Column(
+        "in_doubt",
+        BigInteger,
+        nullable=False,
+        comment="of those, passed over because nobody can know whether SQL has them; then all from first_id to last_id",
+    ),
     Column("from_ms", BigInteger, nullable=False, comment="when the first one was made; 0 for unknown"),
     Column("until_ms", BigInteger, nullable=False),
     Column("found_ms", BigInteger, nullable=False, comment="on this database's clock"),

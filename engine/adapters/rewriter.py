@@ -345,16 +345,25 @@ class Rewriter:
             loss = self._untold.popleft()
             self._rows.note_loss(self._keys.namespace, loss, self._reporter)
 
-    def whereabouts(self, partition: int, entry_id: EntryID) -> tuple[EntryID, bytes] | None:
-        """Return where an entry stands now and on which primary, if it was written again."""
-        found = self.moved.get((partition, entry_id))
-        while found is not None and (further := self.moved.get((partition, found[0]))) is not None:
-            found = further
+    def whereabouts(self, partition: int, entry_id: EntryID) -> list[tuple[EntryID, bytes]]:
+        """Return where an entry was written again, and on which primary: each time, the last one being where it is."""
+        found: list[tuple[EntryID, bytes]] = []
+        while (further := self.moved.get((partition, entry_id))) is not None:
+            found.append(further)
+            entry_id = further[0]
         return found
 
 
 def _again(partition: int, single: Single, entry_id: EntryID) -> Accepted:
     operations = [part for op, arguments in single.operations for part in (op, len(arguments), *arguments)]
     arguments = [1, 0, single.payload, len(single.operations), *operations]
-    call = Call(partition, single.mutation_id, 1, list(single.records), arguments, len(single.payload))
+    call = Call(
+        partition,
+        single.mutation_id,
+        1,
+        list(single.records),
+        arguments,
+        len(single.payload),
+        doubts=single.doubts,
+    )
     return Accepted(call, str(entry_id).encode(), time.monotonic(), single.original)

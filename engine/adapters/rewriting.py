@@ -10,6 +10,7 @@ from writebehind.engine.adapters.links import Link, refusal
 from writebehind.engine.adapters.scripts import REWRITE
 from writebehind.engine.core.composing import pieces
 from writebehind.engine.core.keys import Keys
+from writebehind.engine.core.origin import Origin
 from writebehind.engine.core.payload import Mutation, PayloadError, decode
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.core.retention import Single, commutes
@@ -177,8 +178,7 @@ class Rewriting:
 
     def _note(self, entry_id: EntryID, fields: list[bytes]) -> None:
         original = None
-        if len(fields) > ENTRY_FIELDS and not fields[5].endswith(b"?"):
-            original = EntryID.parse(fields[5])
+        if len(fields) > ENTRY_FIELDS and (original := Origin.parse(fields[5]).original) is not None:
             self._originals[original] = entry_id
         if entry_id in self._my_ids:
             return
@@ -196,7 +196,8 @@ class Rewriting:
         read_to = "" if all(versions.values()) else str(self._read_to)
         arguments: list[Any] = [self._link.identity, read_to, len(singles), *versions.values()]
         for single in singles:
-            arguments += (str(single.original), single.mutation_id, single.payload, len(single.operations))
+            origin = Origin(single.original, single.doubts)
+            arguments += (str(origin), single.mutation_id, single.payload, len(single.operations))
             records = iter(single.records)
             for op, given in single.operations:
                 arguments += (op, given[0] if op in {"a", "n"} else "", 0 if op == "a" else places[next(records)])

@@ -23,7 +23,7 @@ from writebehind.engine.core.positions import ORIGIN, EntryID
 from writebehind.engine.core.retention import DataLoss
 from writebehind.engine.errors import ConfigurationError, DatabaseUnavailable
 
-__all__ = ["Applied", "Rows"]
+__all__ = ["Applied", "Rows", "inserted_loss"]
 
 logger = logging.getLogger(__name__)
 
@@ -118,15 +118,15 @@ class Rows:
         """
         return self.applied_of(namespace, [partition])[partition].covers(entry_id)
 
-    def letter_of(self, namespace: str, partition: int, entry_id: EntryID) -> LetterState | None:
-        """Return the dead letter that an entry is, or None.
+    def letter_of(self, namespace: str, partition: int, places: Sequence[EntryID]) -> LetterState | None:
+        """Return the dead letter that an entry is under one of the places where it stood, or None.
 
         Raises:
             DatabaseUnavailable: the database cannot be read.
         """
         known = dead_letters.c
         query = sa.select(known.place, known.failure, known.error, known.retry_until_ms).where(
-            known.namespace == namespace, known.partition == partition, known.entry_id == str(entry_id)
+            known.namespace == namespace, known.partition == partition, known.entry_id.in_(map(str, places))
         )
         try:
             with self._engine.connect() as connection:
@@ -174,24 +174,35 @@ class Rows:
 
     def note_loss(self, namespace: str, loss: DataLoss, reporter: str) -> None:
         """Record what Redis has lost, for ``status``. A database that is away is only logged: the loss was told."""
-        values = {
-            "namespace": namespace,
-            "partition": loss.partition,
-            "first_id": loss.first_id,
-            "reporter": reporter,
-            "last_id": loss.last_id,
-            "entries": loss.lost,
-            "rewritten": loss.rewritten,
-            "from_ms": loss.from_ms,
-            "until_ms": loss.until_ms,
-            "found_ms": now_ms(),
-            "records": ", ".join(f"{table} {key}" for table, key in loss.keys[:RECORDS_NAMED]),
-        }
         try:
             with self._engine.begin() as connection:
-                connection.execute(sa.insert(losses).values(values))
+                connection.execute(inserted_loss(namespace, loss, reporter))
         except sa.exc.SQLAlchemyError as error:
             logger.warning("the loss cannot be recorded in SQL: %s", sql_reason(error))
+
+    def in_doubt(self, namespace: str, partition: int, places: Sequence[EntryID]) -> bool:
+        """Tell whether a flusher has passed one of some entries over in doubt.
+
+        Raises:
+            DatabaseUnavailable: the database cannot be read.
+        """
+        known = losses.c
+        query = sa.select(known.first_id, known.last_id).where(
+            known.namespace == namespace, known.partition == partition, known.in_doubt > 0
+        )
+        try:
+            with self._engine.connect() as connection:
+                runs = [(EntryID.parse(row.first_id), EntryID.parse(row.last_id)) for row in connection.execute(query)]
+        except sa.exc.SQLAlchemyError as error:
+            raise DatabaseUnavailable(
+                f"losses cannot be read from SQL: {sql_reason(error)}", "check the database"
+            ) from error
+        # Those of one run are of one epoch.
+        return any(
+            first.epoch == place.epoch and first.sequence <= place.sequence <= last.sequence
+            for first, last in runs
+            for place in places
+        )
 
     def check(self, settings: NamespaceSettings) -> None:
         """Compare the namespace's settings with what SQL has; nothing is said where SQL has none or is away.
@@ -210,6 +221,24 @@ class Rows:
             return
         if found is not None and found != settings.partitions:
             raise different(settings, found, "SQL")
+
+
+def inserted_loss(namespace: str, loss: DataLoss, reporter: str) -> sa.Insert:
+    """Return the statement that records a loss, to be executed once."""
+    return sa.insert(losses).values(
+        namespace=namespace,
+        partition=loss.partition,
+        first_id=loss.first_id,
+        reporter=reporter,
+        last_id=loss.last_id,
+        entries=loss.lost,
+        rewritten=loss.rewritten,
+        in_doubt=loss.in_doubt,
+        from_ms=loss.from_ms,
+        until_ms=loss.until_ms,
+        found_ms=now_ms(),
+        records=", ".join(f"{table} {key}".strip() for table, key in loss.keys[:RECORDS_NAMED]),
+    )
 
 
 def different(settings: NamespaceSettings, found: object, where: str) -> ConfigurationError:

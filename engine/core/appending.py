@@ -26,11 +26,12 @@ Invariants:
      '--Refused, final--> raise
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from writebehind.engine.config import Backpressure
+from writebehind.engine.core.positions import EntryID
 from writebehind.engine.core.pressure import OUT_OF_MEMORY, Held
 from writebehind.engine.errors import (
     ConfigurationError,
@@ -68,6 +69,8 @@ class Call:
         arguments: the script's arguments from the number of entries on.
         payload_bytes: size of the payloads together.
         through: it was appended whatever the limits say, on condition that its writer waits until SQL has it.
+        doubts: of each history in which an attempt was lost before it was accepted, the first entry that was lost with
+            it: a flusher that finds SQL to have one of them passes the call's entries over.
     """
 
     partition: int
@@ -77,11 +80,13 @@ class Call:
     arguments: list[Any] = field(repr=False)
     payload_bytes: int
     through: bool = False
+    doubts: Sequence[EntryID] = ()
 
     def begin(self, call_id: str) -> None:
         """Be sent as if for the first time, since no attempt before was executed, or will be."""
         self.call_id = call_id
         self.through = False
+        self.doubts = ()
 
 
 @dataclass(slots=True)

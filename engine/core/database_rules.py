@@ -297,8 +297,10 @@ def _lost(namespace: NamespaceFacts) -> Finding | None:
     if not namespace.lost_entries:
         return None
     return Finding(
-        "lost-entries", Severity.FAILURE, f"{namespace.lost_entries} accepted entries were found missing from the log.",
-        "They are in neither Redis nor SQL.", "see 'DATA LOSS' in the flushers' logs, and 'writebehind status'",
+        "lost-entries", Severity.FAILURE,
+        f"{namespace.lost_entries} accepted entries were found missing from the log, or passed over in doubt.",
+        "They are in neither Redis nor SQL; those in doubt may be in SQL.",
+        "see 'DATA LOSS' in the flushers' logs, and 'writebehind status'",
     )  # fmt: skip
 
 

@@ -142,7 +142,7 @@ class NamespaceFacts:
         flushers: how many are alive.
         unheld: partitions that no live flusher holds.
         halted: by partition, why it is not flushed.
-        lost_entries: entries ever found missing from the log.
+        lost_entries: entries ever found missing from the log, or passed over in doubt.
         missing_rows: patches that ever found no row.
         backlog_entries: entries that SQL does not have.
         lag_seconds: age of the oldest of them.

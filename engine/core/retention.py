@@ -46,9 +46,11 @@ class DataLoss:
         superseded: how many were not, because others have written the records since, and SQL does not have them.
         unretained: how many entries of the partition, of this engine and of others, were lost that this engine no
             longer keeps and SQL has not applied.
+        in_doubt: how many entries a flusher has passed over, because nobody can know whether SQL has their writes
+            already: an attempt of each was lost with another history, of which SQL has some. An upper bound.
         from_ms: when the first one kept was made, in milliseconds since 1970 on this machine's clock; 0 for unknown.
         until_ms: when the last one was made.
-        keys: table and key of each record whose write is superseded.
+        keys: table and key of each record whose write is superseded or in doubt; the key is empty where SQL makes it.
     """
 
     partition: int
@@ -62,11 +64,12 @@ class DataLoss:
     from_ms: int
     until_ms: int
     keys: Sequence[tuple[str, str]]
+    in_doubt: int = 0
 
     @property
     def lost(self) -> int:
-        """Entries whose effect is in neither Redis nor SQL."""
-        return self.superseded + self.unretained
+        """Entries whose effect is in neither Redis nor SQL; of those in doubt, it may be in SQL."""
+        return self.superseded + self.unretained + self.in_doubt
 
 
 @dataclass(slots=True)
@@ -80,6 +83,7 @@ class Single:
         payload: the encoded mutations.
         records: names of the record hashes it changes.
         operations: for each mutation the script's operation and its arguments.
+        doubts: see ``Call``.
     """
 
     entry_id: EntryID
@@ -88,6 +92,7 @@ class Single:
     payload: bytes = field(repr=False)
     records: Sequence[str]
     operations: Sequence[tuple[str, Sequence[Any]]] = field(repr=False)
+    doubts: Sequence[EntryID] = ()
 
 
 @dataclass(slots=True)
@@ -137,6 +142,7 @@ class Accepted:
                     payload,
                     call.records[begun:record],
                     operations,
+                    call.doubts,
                 )
             )
         return found

@@ -48,6 +48,7 @@ LOST = "tests/integration/test_lost_replies.py"
 PRESSED = "tests/integration/test_pressure.py"
 REFUSED = "tests/integration/test_dead_letters.py"
 REFUSED_FAULTS = "tests/integration/test_dead_letter_faults.py"
+DOUBTS = "tests/integration/test_doubts.py"
 RETENTION = "tests/integration/test_retention.py"
 ROLLBACKS = "tests/integration/test_rollbacks.py"
 
@@ -670,8 +671,8 @@ ROLLED_BACK = [
         "written-again-though-applied",
         "what SQL has is applied once more, because Redis had lost it",
         MERGING,
-        "        return cursor.has(_origin(fields))",
-        "        return False",
+        "(origin.original is not None and cursor.has(origin.original))",
+        "False",
         f"{RETENTION}::test_a_lost_tail_is_written_again",
     ),
     mutant(
@@ -697,6 +698,46 @@ ROLLED_BACK = [
         "            if segment.rewritten:",
         "            if False:",
         f"{RETENTION}::test_written_again_flushed_and_lost_again",
+    ),
+    mutant(
+        "doubts-untold",
+        "a write that nobody can know SQL to have is passed over in silence",
+        "flushers/losses.py",
+        "    found = [_in_doubt(segment.partition, run) for run in _runs(segment.in_doubt)]",
+        "    found = []",
+        f"{DOUBTS}::test_what_nobody_can_know_is_told[increment-executed before]",
+    ),
+    mutant(
+        "doubts-doubled",
+        "a write whose reply was lost in a failover is applied twice",
+        MERGING,
+        "    return Elsewhere.PERHAPS if any(map(cursor.reaches, origin.doubts)) else None",
+        "    return None",
+        f"{DOUBTS}::test_what_nobody_can_know_is_told[increment-executed before]",
+    ),
+    mutant(
+        "persisted-in-doubt",
+        "a receipt says that SQL has a write that was passed over",
+        "engine/adapters/confirmer.py",
+        "            if in_doubt and self._rows.in_doubt(",
+        "            if False and self._rows.in_doubt(",
+        f"{DOUBTS}::test_what_nobody_can_know_is_told[increment-not executed before]",
+    ),
+    mutant(
+        "others-vouch-for-a-doubt",
+        "a batch says that SQL has a write that was passed over",
+        "engine/write_behind.py",
+        "                if all(covered) and not receipt.in_doubt:",
+        "                if all(covered):",
+        f"{DOUBTS}::test_a_batch_in_doubt",
+    ),
+    mutant(
+        "doubts-shown",
+        "a record shows a write that was passed over",
+        APPEND,
+        "      if doubt ~= '' then\n        redis.call('HSET', key, ':version', id)\n      elseif",
+        "      if",
+        f"{DOUBTS}::test_what_nobody_can_know_is_told[put-not executed before]",
     ),
     mutant(
         "one-loss-an-epoch",
@@ -893,7 +934,7 @@ SET_ASIDE = [
         "persisted-by-the-offset-alone",
         "a receipt says PERSISTED of a write that SQL has refused",
         CONFIRMER,
-        "            if passed and not letters:",
+        "            if passed and not letters and not in_doubt:",
         "            if passed:",
         f"{REFUSED}::test_receipts_of_what_sql_refuses[sqlite]",
     ),
@@ -938,7 +979,7 @@ PRESSURE = [
         "fenced-off-in-another-history",
         "a write that SQL has is said not to be written",
         ATTEMPTS,
-        "fenced_off = effect.retry and doubt is None",
+        "fenced_off = effect.retry and not doubts",
         "fenced_off = effect.retry",
         f"{RETENTION}::test_a_lost_reply_a_lost_tail_and_no_room",
     ),

@@ -245,18 +245,18 @@ class ModelRows(Rows):
         found: dict[str, Row] = self._select(f"load {name} {list(keys)}", select)
         return found
 
-    def letter_of(self, namespace: str, partition: int, entry_id: EntryID) -> LetterState | None:
+    def letter_of(self, namespace: str, partition: int, places: Sequence[EntryID]) -> LetterState | None:
         """Look whether an entry is a letter."""
         del namespace
 
         def select(session: Session) -> LetterState | None:
             for (number, place), row in session.database.state.letters.items():
-                if (number, row["entry_id"]) == (partition, str(entry_id)):
+                if number == partition and row["entry_id"] in map(str, places):
                     final = bool(row["failure"]) and not row["retry_until_ms"]
                     return LetterState(f"{partition}-{place}", row["error"] if final else None)
             return None
 
-        found: LetterState | None = self._select(f"letter of {entry_id}", select)
+        found: LetterState | None = self._select(f"letter of {places[-1]}", select)
         return found
 
     def applied_of(self, namespace: str, numbers: Sequence[int]) -> dict[int, Applied]:
@@ -274,6 +274,16 @@ class ModelRows(Rows):
             }
 
         found: dict[int, Applied] = self._select(f"applied of {list(numbers)}", select)
+        return found
+
+    def in_doubt(self, namespace: str, partition: int, places: Sequence[EntryID]) -> bool:
+        """Look whether one of some entries was passed over in doubt."""
+        del namespace
+
+        def select(session: Session) -> bool:
+            return any((partition, *place) in session.database.state.in_doubt for place in places)
+
+        found: bool = self._select(f"in doubt: {[str(place) for place in places]}", select)
         return found
 
     def note_loss(self, namespace: str, loss: DataLoss, reporter: str) -> None:

@@ -167,7 +167,9 @@ class _World:
         )
         self.database.keeps = "sql rollback" in self.events
         self.levels = [Durability.ACCEPTED]
-        if chance.happens(0.3):
+        if theme.waits:
+            self.levels = [Durability.PERSISTED]
+        elif chance.happens(0.3):
             self.levels += [Durability.PERSISTED]
             if policy.appendfsync in {"always", "everysec"}:
                 self.levels += [Durability.FSYNCED, Durability.REPLICATED]

@@ -7,7 +7,7 @@ be refused was written, SQL is what the entries give, and reads say the same.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from simulator.database import Database
@@ -128,12 +128,11 @@ class Judge:
             )
         # An old primary that does not know yet: whatever it takes is gone when it learns.
         lost = None if node is self._service.primary else "failover"
-        text = fields[5] if len(fields) > 4 else b""
-        named = parse_id(text.rstrip(b"?")) if text else None
-        doubtful = text.endswith(b"?")
-        self.entries[partition, entry] = Entry(
-            mutation, fields[3], None if doubtful else named, named if doubtful else None, lost
-        )
+        named = fields[5].split(b" ") if len(fields) > 4 else []
+        originals = [parse_id(text) for text in named if not text.endswith(b"?")]
+        doubts = [parse_id(text[:-1]) for text in named if text.endswith(b"?")]
+        original = originals[0] if originals else None
+        self.entries[partition, entry] = Entry(mutation, fields[3], original, doubts, lost)
 
     def _note_epochs(self, key: bytes, fields: Mapping[bytes, bytes]) -> None:
         for name, value in fields.items():
@@ -181,6 +180,9 @@ class Judge:
                     f"while {row.holder} held it under {row.token}",
                 )
             touched |= self._account(segment.partition, session.applied.get(segment.partition, ()))
+        in_doubt = {(number, *entry) for number, entry in self._standing.in_doubt}
+        if state.in_doubt.keys() != in_doubt:
+            raise self.violated("doubts", f"{list(state.in_doubt)} are recorded as in doubt; {sorted(in_doubt)} are")
         unaccounted = sorted(session.rows.keys() - touched)
         if unaccounted:
             raise self.violated("rows", f"{unaccounted} were written, and nothing that was committed is about them")
@@ -239,13 +241,17 @@ class Judge:
         if later is not None:
             raise self.violated("order", f"{_id(entry)} of partition {partition} took effect after {_id(later)}")
         self._standing.applied[place] = None
-        if (known.original is not None and self._is_given_up(partition, known.original)) or (
-            known.doubt is not None and self._is_passed(partition, known.doubt)
-        ):
+        if known.original is not None and self._is_given_up(partition, known.original):
             return None
         first = self._standing.mutations.get(known.mutation)
+        if self._is_same(partition, entry, [*self._standing.in_doubt, *([] if first is None else [first])]):
+            # It, or what it repeats, was told as in doubt, or is in SQL.
+            return None
+        if any(self._is_passed(partition, doubt) for doubt in known.doubts):
+            self._standing.in_doubt[place] = None
+            return None
         if first is not None:
-            if known.original is None and known.doubt is None and self.entries[first].original is None:
+            if known.original is None and not known.doubts and self.entries[first].original is None:
                 raise self.violated(
                     "once", f"mutation {known.mutation} took effect twice, as {_id(first[1])} and as {_id(entry)}"
                 )
@@ -253,6 +259,21 @@ class Judge:
             return None
         self._standing.mutations[known.mutation] = place
         return known
+
+    def _is_same(self, partition: int, entry: StreamID, places: Iterable[Place]) -> bool:
+        """Tell whether an entry repeats one of some entries, or is repeated by one, or both repeat the same."""
+        known = self.entries[partition, entry]
+        for number, other in places:
+            repeated = self.entries[number, other].original
+            if number == partition and (
+                repeated == entry or (known.original is not None and known.original in {other, repeated})
+            ):
+                return True
+        return False
+
+    def _is_in_doubt(self, mutation: str) -> bool:
+        """Tell whether an entry of a mutation was passed in doubt."""
+        return any(self.entries[place].mutation == mutation for place in self._standing.in_doubt)
 
     def _later(self, partition: int, entry: StreamID) -> StreamID | None:
         """Return an applied entry before which this one should have been."""
@@ -332,12 +353,18 @@ class Judge:
         known = self.entries.get((partition, entry))
         if known is None or (known.mutation not in self._standing.mutations and not self._database.rollbacks):
             raise self.violated("persisted", f"{_id(entry)} of partition {partition} was said to be in SQL")
+        if self._is_in_doubt(known.mutation):
+            raise self.violated("persisted", f"{_id(entry)} of partition {partition} was said to be in SQL; who knows")
         if any(letter.entry == entry for letter in self._standing.of(partition).values()):
             raise self.violated("persisted", f"{_id(entry)} of partition {partition} was said to be in SQL, and waits")
 
     def told(self, process: Process, loss: DataLoss) -> None:
         """Note what a process was told that it has lost."""
         self._trace(f"TOLD {process.name}: {loss}")
+        epoch, sequence = parse_id(loss.first_id.encode())
+        run = {(loss.partition, epoch, sequence + number) for number in range(loss.in_doubt)}
+        if not self._database.rollbacks and not run <= self._database.state.in_doubt.keys():
+            raise self.violated("doubts", f"{loss} was told of and is not recorded")
         key = (process, loss.partition)
         self._told[key] = self._told.get(key, 0) + loss.lost
 
@@ -393,7 +420,7 @@ class Judge:
         if known is None or known.mutation != mutation:
             raise self.violated("receipts", f"{write.what}: the receipt names {_id(entry)}, which is {known}")
         # What both Redis and SQL have lost was in one of them when the other was asked: nobody can tell.
-        if mutation in self._standing.mutations or mutation in self._given_up:
+        if mutation in self._standing.mutations or mutation in self._given_up or self._is_in_doubt(mutation):
             return False
         if known.lost is None:
             raise self.violated("acknowledged", f"{write.what}: {_id(entry)} of partition {partition} is not in SQL")
@@ -452,8 +479,9 @@ class Judge:
         reported = sum(row.lost_entries for row in state.partitions.values())
         # Where both have lost something, what is missing may have been written again meanwhile.
         both = self._database.rollbacks > 0 and any(known.lost for known in self.entries.values())
-        if reported < len(missing) or (reported > len(missing) and not both):
-            raise self.violated("honesty", f"{reported} entries are reported lost and {len(missing)} are")
+        lost = len(missing) + len(self._standing.in_doubt)
+        if reported < lost or (reported > lost and not both):
+            raise self.violated("honesty", f"{reported} entries are reported lost and {lost} are, or are in doubt")
 
 
 def _id(entry: StreamID) -> str:

@@ -25,7 +25,7 @@ from writebehind.engine.core import appending, reading
 from writebehind.engine.core.contiguity import Lineage
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.core.retention import Ring
-from writebehind.flushers import flush, flusher
+from writebehind.flushers import flush, flusher, losses
 from writebehind.flushers.batch import Batch, Segment
 from writebehind.flushers.cursor import Cursor
 from writebehind.flushers.quarantine import Key
@@ -106,6 +106,8 @@ def _all_moved(_: ModelTransaction, session: Any, segments: Sequence[Segment], _
         row.epoch, row.sequence = segment.end
     return len(segments)
 
+
+DOUBTS = Theme(events=["failover"], faults=[Fault.LATE], only=True)
 
 Writing = Callable[[ModelTransaction, Batch], dict[Key, Exception]]
 
@@ -300,6 +302,31 @@ RECOVERING = [
         rules=frozenset({"acknowledged", "liveness", "honesty"}),
         make=lambda: mock.patch.object(reclaim, "takeover", _trusting),
         theme=Theme(faults=KILLS),
+    ),
+    Mutant(
+        name="a doubt that is not told",
+        harm="a write that was passed over, because nobody can know whether SQL has it, is missing in silence",
+        rules=frozenset({"doubts"}),
+        make=lambda: mock.patch.object(losses, "_runs", return_value=[]),
+        theme=DOUBTS,
+    ),
+    Mutant(
+        name="persisted in doubt",
+        harm="a receipt says that SQL has a write that was passed over",
+        rules=frozenset({"persisted"}),
+        make=lambda: mock.patch.object(adapters.ModelRows, "in_doubt", return_value=False),
+        theme=replace(DOUBTS, waits=True),
+    ),
+    Mutant(
+        name="a doubt is shown",
+        harm="a record shows a write that was passed over, and what is written upon it",
+        rules=frozenset({"reads"}),
+        make=lambda: edited(
+            scripts.APPEND,
+            "      if doubt ~= '' then\n        redis.call('HSET', key, ':version', id)\n      elseif",
+            "      if",
+        ),
+        theme=DOUBTS,
     ),
     Mutant(
         name="one loss an epoch",

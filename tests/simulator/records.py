@@ -1,5 +1,6 @@
 """What the judge keeps: entries, writes, reads, and what must not have been."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -38,15 +39,15 @@ class Entry:
         mutation: its mutation ID.
         payload: what it does.
         original: the entry that it repeats, where it was written again.
-        doubt: where an attempt was lost with its history, an entry that was lost with it: if SQL has that one, it may
-            have the attempt, and the entry is passed over.
+        doubts: where attempts were lost with their histories, an entry of each that was lost with it: if SQL has one of
+            these, it may have the attempt, and the entry is passed over, which is told.
         lost: what took it from Redis, if something did.
     """
 
     mutation: str
     payload: bytes
     original: StreamID | None
-    doubt: StreamID | None
+    doubts: Sequence[StreamID]
     lost: str | None = None
 
 

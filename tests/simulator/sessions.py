@@ -1,6 +1,7 @@
 """Connections to SQL, each with its transaction, and what goes wrong at their statements."""
 
 import contextlib
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from simulator.tables import LOST, PartitionRow, Row, State, sql_error
 if TYPE_CHECKING:
     from simulator.database import Database
 
-__all__ = ["Savepoint", "Session"]
+__all__ = ["Session"]
 
 BEFORE = (Fault.UNSENT, Fault.STALL, Fault.KILL_BEFORE, Fault.FREEZE_BEFORE, Fault.DEADLOCK, Fault.TIMEOUT)
 AFTER = (Fault.UNANSWERED, Fault.KILL_AFTER, Fault.FREEZE_AFTER)
@@ -26,7 +27,7 @@ class Session:
     Attributes:
         open: whether the transaction can go on.
         locked: partitions whose rows it has locked.
-        partitions, rows, appended, epochs, rewritten, letters: what it changes.
+        partitions, rows, appended, epochs, rewritten, letters, in_doubt: what it changes.
         applied: by partition, the entries that the offset moves over.
         notes: whatever the transaction's owner wants to tell the judge.
     """
@@ -41,12 +42,14 @@ class Session:
         self.appended: list[tuple[str, Row]] = []
         self.epochs: dict[tuple[int, int], tuple[int, int, str]] = {}
         self.rewritten: dict[tuple[int, int, int], None] = {}
+        self.in_doubt: dict[tuple[int, int, int], None] = {}
         self.letters: dict[tuple[int, int], Row | None] = {}
         self.applied: dict[int, list[tuple[int, int]]] = {}
         self.notes: dict[str, Any] = {}
         self._spoke_at = database.loop.now
         self._busy = 0
         self._left = False
+        self._savepoint: tuple[Any, ...] | None = None
 
     def partition(self, number: int) -> PartitionRow:
         """Return a partition's row, to be changed; the session must have it locked."""
@@ -72,15 +75,35 @@ class Session:
         ordered = sorted(place for (number, place), letter in found.items() if number == partition and letter)
         return {place: letter for place in ordered if (letter := found[partition, place])}
 
-    def begin_nested(self) -> "Savepoint":
-        """Set a savepoint."""
-        return Savepoint(self)
+    def exec_driver_sql(self, statement: str) -> None:
+        """Set a savepoint, return to it, or keep what was done since.
+
+        Raises:
+            OperationalError: the transaction has ended.
+        """
+        if statement.startswith("SAVEPOINT "):
+            self._savepoint = self._changes()
+        elif statement.startswith("ROLLBACK TO SAVEPOINT "):
+            self.statement("ROLLBACK TO savepoint", self._undo)
+        else:
+            self._savepoint = None
+
+    def _changes(self) -> tuple[Any, ...]:
+        changed = (self.partitions, self.rows, self.appended, self.epochs, self.rewritten, self.in_doubt, self.letters)
+        return copy.deepcopy(changed)
+
+    def _undo(self) -> None:
+        if self._savepoint is None:
+            raise sql_error("3B001", "the savepoint does not exist")
+        kept = copy.deepcopy(self._savepoint)
+        (self.partitions, self.rows, self.appended, self.epochs, self.rewritten, self.in_doubt, self.letters) = kept
 
     def lay_over(self, state: State) -> None:
         """Make the changes."""
         state.partitions.update(self.partitions)
         state.epochs.update(self.epochs)
         state.rewritten.update(self.rewritten)
+        state.in_doubt.update(self.in_doubt)
         state.appended += self.appended
         for (table, key), row in self.rows.items():
             if row is None:
@@ -220,28 +243,3 @@ class Session:
         self.process.frozen_until = loop.now + self.database.faults.seconds()
         loop.effect()
         self.check()
-
-
-class Savepoint:
-    """A savepoint of a session's transaction; letters are written outside of one."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._rows, self._appended = dict(session.rows), len(session.appended)
-
-    def commit(self) -> None:
-        """Keep what was done since."""
-
-    def rollback(self) -> None:
-        """Undo what was done since.
-
-        Raises:
-            OperationalError: the transaction has ended.
-        """
-
-        def undo() -> None:
-            self._session.rows.clear()
-            self._session.rows.update(self._rows)
-            del self._session.appended[self._appended :]
-
-        self._session.statement("ROLLBACK TO savepoint", undo)

@@ -59,16 +59,20 @@ class Standing:
         applied: the entries that it has passed, in the order of their commits.
         mutations: by mutation ID, the entry by which SQL has passed it.
         letters: by partition and place, the letters.
+        in_doubt: the entries that it has passed although it may have their writes already, or not.
     """
 
     contents: Contents = field(default_factory=Contents)
     applied: dict[Place, None] = field(default_factory=dict)
     mutations: dict[str, Place] = field(default_factory=dict)
     letters: dict[tuple[int, int], Held] = field(default_factory=dict)
+    in_doubt: dict[Place, None] = field(default_factory=dict)
 
     def copied(self) -> "Standing":
         """Return the same, to be changed apart."""
-        return Standing(self.contents.copied(), dict(self.applied), dict(self.mutations), dict(self.letters))
+        return Standing(
+            self.contents.copied(), dict(self.applied), dict(self.mutations), dict(self.letters), dict(self.in_doubt)
+        )
 
     def of(self, partition: int) -> dict[int, Held]:
         """Return a partition's letters by place, in their order."""

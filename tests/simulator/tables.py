@@ -59,6 +59,7 @@ class State:
         rows: users' rows by table and key text.
         appended: rows whose key the database made.
         letters: by partition and place, the dead letters; replaced, never changed.
+        in_doubt: by partition, epoch and sequence, the entries recorded as passed over in doubt.
     """
 
     partitions: dict[int, PartitionRow] = field(default_factory=dict)
@@ -68,6 +69,7 @@ class State:
     rows: dict[str, dict[str, Row]] = field(default_factory=dict)
     appended: list[tuple[str, Row]] = field(default_factory=list)
     letters: dict[tuple[int, int], Row] = field(default_factory=dict)
+    in_doubt: dict[tuple[int, int, int], None] = field(default_factory=dict)
 
     def copied(self) -> "State":
         """Return a state that later commits leave alone: rows are replaced, never changed."""
@@ -79,4 +81,5 @@ class State:
             rows={name: dict(rows) for name, rows in self.rows.items()},
             appended=list(self.appended),
             letters=dict(self.letters),
+            in_doubt=dict(self.in_doubt),
         )

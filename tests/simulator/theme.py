@@ -18,6 +18,7 @@ class Theme:
         only: whether nothing else does.
         refuses: whether SQL refuses rows.
         forgets: whether writers keep nothing of what they have written.
+        waits: whether writers wait until SQL has what they write.
     """
 
     faults: Sequence[Fault] = ()
@@ -25,6 +26,7 @@ class Theme:
     only: bool = False
     refuses: bool = False
     forgets: bool = False
+    waits: bool = False
 
 
 ROLLBACKS = Theme(

@@ -14,11 +14,13 @@ from simulator.tables import Row
 from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.core.coalescing import Changes, TableChanges
 from writebehind.engine.core.positions import EntryID
+from writebehind.engine.core.retention import DataLoss
 from writebehind.engine.errors import PoisonEntryError
 from writebehind.flushers.batch import Segment
 from writebehind.flushers.bulk.order import in_foreign_key_order
 from writebehind.flushers.flush import Fenced
 from writebehind.flushers.letters import Letters
+from writebehind.flushers.losses import losses_of
 from writebehind.flushers.transaction import Transaction
 
 __all__ = ["ModelTransaction", "apply_changes", "delete"]
@@ -44,7 +46,7 @@ class ModelTransaction(Transaction):
         self._ttl_seconds = lease_ttl_seconds
         self._connection: Any = None
         self._partition = -1
-        self._checks_attempts = self._ended = self.committing = False
+        self._checks_attempts = self._ended = self._savepoint = self.committing = False
 
     @property
     def session(self) -> Session:
@@ -56,7 +58,7 @@ class ModelTransaction(Transaction):
         """Begin; nothing is deferred but to the commit."""
         del attempting
         self._connection = self._model.session()
-        self._ended = self.committing = False
+        self._ended = self._savepoint = self.committing = False
 
     def fence(self, segments: Sequence[Segment], letters: Mapping[int, int]) -> Fenced:
         """Move the offsets."""
@@ -99,7 +101,16 @@ class ModelTransaction(Transaction):
                 if key in session.rewritten or key in session.database.state.rewritten:
                     raise refused("23505", "duplicate key value violates unique constraint")
                 session.rewritten[key] = None
-            session.partition(segment.partition).lost_entries += segment.lost
+            for loss in losses_of(segment):
+                self._note_loss_in(session, loss)
+
+    @staticmethod
+    def _note_loss_in(session: Session, loss: DataLoss) -> None:
+        session.partition(loss.partition).lost_entries += loss.lost
+        if loss.in_doubt:
+            first = EntryID.parse(loss.first_id)
+            for sequence in range(first.sequence, EntryID.parse(loss.last_id).sequence + 1):
+                session.in_doubt[loss.partition, first.epoch, sequence] = None
 
     def _look(self, session: Session, segments: Sequence[Segment], moved: int) -> Fenced:
         for segment in sorted(segments, key=lambda each: each.partition):

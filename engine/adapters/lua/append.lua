@@ -6,8 +6,9 @@
 --       4 call ID, the stem of the mutation IDs
 --       5 anchor: '' on a first attempt; '+' on one that only has to fence older calls of this client off;
 --         on a retry the entry ID above which the call may already stand
---       6 entries searched at most by a retry; then, where the history has changed since the lost attempt, a space and the
---         first entry of the old one that Redis has not: if SQL has that one, it may have the lost attempt, too
+--       6 entries searched at most by a retry; then, where the history has changed since a lost attempt, a space and the
+--         field o (docs/wire-format.md): the first entry of each lost history that Redis has not. If SQL has that one, it
+--         may have the lost attempt, too, and a flusher passes the entries over: so their records become markers
 --       7 entries of the partition that SQL may not have yet for the call to be admitted, fewer than these; '' for a call
 --         that is admitted in any case
 --       8 '' or further limits: the age of the oldest of them in milliseconds, 0 for none; then, where Redis is short of
@@ -161,6 +162,10 @@ if known[4] then
     local version = redis.call('HGET', KEYS[record], ':version')
     if version and tonumber(string.match(version, '^%d+')) < tonumber(known[4]) then suspect[KEYS[record]] = true end
   end
+end
+if doubt ~= '' then
+  -- Whether the call takes effect, only a flusher will know.
+  for record = 3, #KEYS do suspect[KEYS[record]] = true end
 end
 
 -- Everything that can fail comes first. By the place in KEYS: whether the record was not there; by the place in ARGV:
@@ -372,7 +377,7 @@ for entry = 1, count do
   if doubt == '' then
     id = redis.call('XADD', log, epoch, 'm', mutation, 'p', ARGV[at])
   else
-    id = redis.call('XADD', log, epoch, 'm', mutation, 'p', ARGV[at], 'o', doubt .. '?')
+    id = redis.call('XADD', log, epoch, 'm', mutation, 'p', ARGV[at], 'o', doubt)
   end
   at = at + 2
   for _ = 1, operations do
@@ -388,7 +393,9 @@ for entry = 1, count do
         redis.call('DEL', key)
         redis.call('HSET', key, ':state', 'marker')
       end
-      if op == 'p' then
+      if doubt ~= '' then
+        redis.call('HSET', key, ':version', id)
+      elseif op == 'p' then
         redis.call('HSET', key, ':version', id, ':state', 'full', unpack(ARGV, first, last))
       elseif op == 'd' then
         redis.call('DEL', key)

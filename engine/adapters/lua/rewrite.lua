@@ -3,7 +3,7 @@
 -- KEYS  1 log (stream)   2 meta (hash)   3... the records (hash) that the entries change, each once
 -- ARGV  1 identity of the primary   2 an ID up to which the log was looked at, '' where every record is there
 --       3 number of entries   4... the expected version of each record ('' for one that is not there); then for each entry:
---           ID of the original entry, mutation ID, payload, number of operations, then for each operation:
+--           field o (docs/wire-format.md), mutation ID, payload, number of operations, then for each operation:
 --           its letter, as append.lua has them; its table where it is an insert, else ''; its place in KEYS, 0 for 'a'
 -- Reply the ID of the last entry; they are contiguous. Errors, all before any effect:
 --       TIMELINE   the primary is not the one on which the current epoch began, or the log is gone
