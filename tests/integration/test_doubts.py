@@ -172,7 +172,7 @@ def test_what_nobody_can_know_is_told(
 ) -> None:
     """The repetition is not applied, the loss is counted and named, the receipt says so, reads give what SQL has."""
     receipt = world.repeat(lambda: write(world.writer), Mishap.CUT_AFTER if executed else Mishap.CUT_BEFORE)
-    after = {increment: ("Ada", 105), put: ("Grace", 5)}[write]
+    after = ("Ada", 105) if write is increment else ("Grace", 5)
     assert world.rows() == {1: after if executed else ("Ada", 100)}
     assert world.read() == world.rows()
     (loss,) = world.losses
