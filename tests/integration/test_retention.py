@@ -23,6 +23,7 @@ from writebehind.engine import (
     DataLossDetected,
     Durability,
     EngineSettings,
+    PoisonEntryError,
     WriteBehind,
     WriteBehindError,
     WriteOutcomeUnknown,
@@ -47,6 +48,7 @@ accounts = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("owner", sa.String(20)),
     sa.Column("balance", sa.Integer, nullable=False, default=0),
+    sa.CheckConstraint("balance > -1000"),
 )
 events = sa.Table(
     "events",
@@ -226,6 +228,22 @@ def test_written_again_flushed_and_lost_again(world: World) -> None:
     world.drain()
     assert world.rows() == {1: ("Ada", 111)}
     assert world.app.get(accounts, 1) == {"id": 1, "owner": "Ada", "balance": 111}
+
+
+def test_a_dead_letter_that_redis_lost(world: World) -> None:
+    """What SQL has refused, and Redis lost, is not applied where it is written again, and its receipt says so."""
+    world.app.put(accounts, {"id": 1, "owner": "Ada", "balance": 0})
+    world.drain()
+    size = world.size
+    receipt = world.app.put(accounts, {"id": 1, "owner": "Eve", "balance": -2000})
+    world.drain()
+    world.crash(size)
+    world.app.insert(events, {"kind": "wakes it"})
+    assert [loss.rewritten for loss in world.losses] == [1]
+    world.drain()
+    with pytest.raises(PoisonEntryError):
+        receipt.wait(Durability.PERSISTED, DEADLINE_SECONDS)
+    assert world.rows() == {1: ("Ada", 0)}
 
 
 def test_what_was_written_again_is_forgotten_in_the_end(world: World) -> None:

@@ -716,6 +716,14 @@ ROLLED_BACK = [
         f"{DOUBTS}::test_what_nobody_can_know_is_told[increment-executed before]",
     ),
     mutant(
+        "letters-that-moved",
+        "a receipt says that SQL has a write that it has refused, once that was written again",
+        "engine/adapters/confirmer.py",
+        "                where = places or [entry_id]",
+        "                where = [entry_id]",
+        f"{RETENTION}::test_a_dead_letter_that_redis_lost",
+    ),
+    mutant(
         "persisted-in-doubt",
         "a receipt says that SQL has a write that was passed over",
         "engine/adapters/confirmer.py",
