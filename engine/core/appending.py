@@ -302,9 +302,6 @@ def _unknown(reply: Refused, lost: Exception | None) -> WriteOutcomeUnknown:
             why = " and the log is too long to look for it"
         case "DOUBT":
             where, why = "SQL", f", then Redis lost its tail, and SQL has {reply.text} of that"
-        case "RANGE":
-            where = "SQL"
-            why = f", then Redis lost its tail, and the increment of column {reply.text} would now leave its range"
         case _:
             why = f" and Redis refuses to look for it: {reply.code} {reply.text}".rstrip()
     return WriteOutcomeUnknown(

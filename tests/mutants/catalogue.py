@@ -325,14 +325,6 @@ RETRIES = [
         "tests/unit/test_appending.py::test_nothing_written_is_said_only_when_certain",
     ),
     mutant(
-        "range-of-another-history",
-        "a write that SQL has is reported as not written, because the new history has no room for it",
-        ATTEMPTS,
-        'refused.fenced_off = fenced_off and refused.code == "RANGE"',
-        'refused.fenced_off = refused.code == "RANGE"',
-        f"{RETENTION}::test_a_lost_reply_a_lost_tail_and_a_range",
-    ),
-    mutant(
         "foreign-log-taken-for-searched",
         "a write that is in the log is reported as not written, because the log was overwritten since",
         ATTEMPTS,
