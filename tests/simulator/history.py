@@ -167,9 +167,7 @@ class _World:
         )
         self.database.keeps = "sql rollback" in self.events
         self.levels = [Durability.ACCEPTED]
-        if theme.waits:
-            self.levels = [Durability.PERSISTED]
-        elif chance.happens(0.3):
+        if chance.happens(0.3):
             self.levels += [Durability.PERSISTED]
             if policy.appendfsync in {"always", "everysec"}:
                 self.levels += [Durability.FSYNCED, Durability.REPLICATED]

@@ -311,13 +311,6 @@ RECOVERING = [
         theme=DOUBTS,
     ),
     Mutant(
-        name="persisted in doubt",
-        harm="a receipt says that SQL has a write that was passed over",
-        rules=frozenset({"persisted"}),
-        make=lambda: mock.patch.object(adapters.ModelRows, "in_doubt", return_value=False),
-        theme=replace(DOUBTS, waits=True),
-    ),
-    Mutant(
         name="a doubt is shown",
         harm="a record shows a write that was passed over, and what is written upon it",
         rules=frozenset({"reads"}),

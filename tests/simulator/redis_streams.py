@@ -218,10 +218,16 @@ def xack(server: Server, arguments: Arguments) -> int:
 
 
 def xpending(server: Server, arguments: Arguments) -> list[Any]:
-    """Sum up what is pending."""
-    key, name = arguments
+    """Sum up what is pending, or list it from an entry on that is not among it."""
+    key, name, *part = arguments
     group = _group(server.keyspace.stream(key), key, name)
     ids = sorted(group.pending)
+    if part:
+        first, last, count = part
+        if first[:1] != b"(" or last != b"+":
+            raise Unmodelled(b"XPENDING " + first + b" " + last)
+        listed = [entry for entry in ids if entry > parse_id(first[1:])][: int(count)]
+        return [[format_id(entry), group.pending[entry], 0, 1] for entry in listed]
     if not ids:
         return [0, None, None, None]
     each = dict.fromkeys(sorted(group.pending.values()), 0)

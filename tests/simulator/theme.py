@@ -18,7 +18,6 @@ class Theme:
         only: whether nothing else does.
         refuses: whether SQL refuses rows.
         forgets: whether writers keep nothing of what they have written.
-        waits: whether writers wait until SQL has what they write.
     """
 
     faults: Sequence[Fault] = ()
@@ -26,7 +25,6 @@ class Theme:
     only: bool = False
     refuses: bool = False
     forgets: bool = False
-    waits: bool = False
 
 
 ROLLBACKS = Theme(
