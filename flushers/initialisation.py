@@ -3,11 +3,18 @@
 import sqlalchemy as sa
 
 from writebehind.engine import WriteBehind
-from writebehind.engine.adapters.control_tables import CONTROL_VERSION, control, namespaces, partitions
+from writebehind.engine.adapters.control_tables import (
+    CONTROL_VERSION,
+    control,
+    missing_in,
+    namespaces,
+    other_release,
+    partitions,
+)
 from writebehind.engine.adapters.shared import agree
 from writebehind.engine.adapters.sql_reasons import sql_reason
 from writebehind.engine.config import WIRE_VERSION
-from writebehind.engine.errors import ConfigurationError, DatabaseUnavailable
+from writebehind.engine.errors import DatabaseUnavailable
 
 __all__ = ["initialise"]
 
@@ -70,6 +77,9 @@ def _rows(app: WriteBehind) -> list[str]:
     settings = app.namespace_settings
     done = []
     with app.database.begin() as connection:
+        missing_parts = missing_in(connection)
+        if missing_parts:
+            raise other_release(f"{', '.join(missing_parts)} is missing")
         known = connection.execute(
             sa.select(namespaces.c.control_version).where(namespaces.c.namespace == settings.namespace)
         ).scalar_one_or_none()
@@ -84,10 +94,7 @@ def _rows(app: WriteBehind) -> list[str]:
             )
             done.append(f"registered namespace {settings.namespace} with {settings.partitions} partitions")
         elif known != CONTROL_VERSION:
-            raise ConfigurationError(
-                f"the control tables have version {known}, this release wants {CONTROL_VERSION}",
-                "upgrade the older of the two",
-            )
+            raise other_release(f"version {known}, and this one wants {CONTROL_VERSION}")
         there = set(
             connection.execute(
                 sa.select(partitions.c.partition).where(partitions.c.namespace == settings.namespace)

@@ -22,7 +22,16 @@ from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
 
-from writebehind.engine.adapters.control_tables import epochs, flushers, now_ms, partitions, rewritten
+from writebehind.engine.adapters.control_tables import (
+    CONTROL_VERSION,
+    epochs,
+    flushers,
+    namespaces,
+    now_ms,
+    other_release,
+    partitions,
+    rewritten,
+)
 from writebehind.engine.core.letters import DeadLetter
 from writebehind.engine.core.positions import EntryID
 from writebehind.flushers.letters import Letters
@@ -139,8 +148,16 @@ class Leases:
             return row is not None and (row.token, row.epoch, row.sequence) == (token, *offset)
 
     def registered(self) -> int:
-        """Return how many partitions of the namespace exist in SQL."""
+        """Return how many partitions of the namespace exist in SQL.
+
+        Raises:
+            ConfigurationError: another release has made the control tables.
+        """
+        version = sa.select(namespaces.c.control_version).where(namespaces.c.namespace == self._namespace)
         with self._engine.connect() as connection:
+            known = connection.execute(version).scalar_one_or_none()
+            if known not in {None, CONTROL_VERSION}:
+                raise other_release(f"version {known}, and this one wants {CONTROL_VERSION}")
             query = sa.select(sa.func.count()).where(partitions.c.namespace == self._namespace)
             return int(connection.execute(query).scalar_one())
 

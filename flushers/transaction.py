@@ -147,15 +147,14 @@ class Transaction:
                     sa.insert(rewritten).values(applied_ms=now_ms()),
                     [{**key, "epoch": each.epoch, "sequence": each.sequence} for each in segment.rewritten],
                 )
-            for loss in losses_of(segment) if segment.lost or segment.in_doubt else ():
+            for loss in losses_of(segment):
                 self._note_loss(loss)
 
     def _note_loss(self, loss: DataLoss) -> None:
-        if loss.lost:
-            here = sa.and_(partitions.c.namespace == self._namespace, partitions.c.partition == loss.partition)
-            counted = sa.update(partitions).where(here).values(lost_entries=partitions.c.lost_entries + loss.lost)
-            self.connection.execute(counted)
-            self.connection.execute(inserted_loss(self._namespace, loss, self._holder))
+        here = sa.and_(partitions.c.namespace == self._namespace, partitions.c.partition == loss.partition)
+        counted = sa.update(partitions).where(here).values(lost_entries=partitions.c.lost_entries + loss.lost)
+        self.connection.execute(counted)
+        self.connection.execute(inserted_loss(self._namespace, loss, self._holder))
 
     def _note_crossing(self, partition: int, crossing: Crossing) -> None:
         ended = {

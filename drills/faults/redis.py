@@ -83,13 +83,15 @@ def _cut(stage: Stage, redis: OwnRedis, sizes: _Sizes) -> None:
 def _end_of_acknowledged(file: Path, journals: list[Path]) -> int:
     """Return where the transaction ends in the file that brought the last entry that anybody was told of."""
     content = file.read_bytes()
-    last: dict[int, bytes] = {}
-    # Journals of other writers may be older than the one before them.
+    last: dict[int, tuple[int, int]] = {}
+    # Journals of other writers may be older than the one before them; and of two that are told at once, the entry that
+    # came first may be told last.
     told = [line for line in journal.read(journals) if isinstance(line, Acknowledged)]
     for line in sorted(told, key=lambda line: line.at):
-        last[line.partition] = b"\r\n%d-%d\r\n" % (line.epoch, line.sequence)
+        epoch, sequence = last.get(line.partition, (0, 0))
+        last[line.partition] = line.epoch, max(line.sequence, sequence if epoch == line.epoch else 0)
     ends = [0]
-    for entry in last.values():
+    for entry in (b"\r\n%d-%d\r\n" % at for at in last.values()):
         found = content.rfind(entry)
         end = content.find(b"EXEC\r\n", found)
         ends.append(end + len(b"EXEC\r\n") if found >= 0 and end >= 0 else len(content))

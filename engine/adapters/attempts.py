@@ -103,25 +103,30 @@ class Attempts:
         anchor = FENCE_ONLY if self.fenced else b""
         doubts: Sequence[EntryID] = ()
         partition = self._call.partition
+        history = appender.history(link, partition)
         if effect.retry:
             anchor = appender.rewriter.anchor(partition, self._anchor)
             doubts = self._lost_with_attempts()
-            for doubt in doubts:
-                if appender.rewriter.in_sql(partition, doubt):
-                    return Refused("DOUBT", str(doubt))
+            known = next((doubt for doubt in doubts if appender.rewriter.in_sql(partition, doubt)), None)
+            if known is not None:
+                return Refused("DOUBT", str(known))
         else:
             # Whatever was tried before has not been executed, and will not be.
             self._histories.clear()
             if self._waited:
                 self._call.begin(appender.call_id())
                 self._waited = False
-        history = appender.history(link, partition)
+        if appender.history(link, partition) != history or history.endswith(b" 0"):
+            # Another thread has met, or left, a history meanwhile: what is in doubt has to be asked by that one.
+            return Refused("TIMELINE", "another thread has met another history")
         self._histories.append(history)
         self._doubts[int(history.rpartition(b" ")[2])] = doubts
         self._call.through = effect.through
         command = appender.command(link, self._call, anchor, stamp, doubts, through=effect.through)
         # What a lost history had, SQL may have: no search of this one tells.
-        fenced_off = effect.retry and not doubts
+        return self._send(link, command, fenced_off=effect.retry and not doubts)
+
+    def _send(self, link: Link, command: tuple[Any, ...], *, fenced_off: bool) -> Reply:
         try:
             link.connection.send_packed_command((pack_command(command),), check_health=False)
             return link.receive(disable_decoding=True)  # type: ignore[no-any-return]

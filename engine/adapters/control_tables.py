@@ -7,7 +7,7 @@ as the rows. Leases live here too: fencing tokens minted in Redis go backwards a
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Column, Connection, Integer, LargeBinary, MetaData, String, Table, Text, inspect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -20,8 +20,10 @@ __all__ = [
     "epochs",
     "flushers",
     "losses",
+    "missing_in",
     "namespaces",
     "now_ms",
+    "other_release",
     "partitions",
     "rewritten",
 ]
@@ -100,6 +102,7 @@ losses = Table(
         "in_doubt",
         BigInteger,
         nullable=False,
+        server_default="0",
         comment="of those, passed over because nobody can know whether SQL has them; then all from first_id to last_id",
     ),
     Column("from_ms", BigInteger, nullable=False, comment="when the first one was made; 0 for unknown"),
@@ -141,6 +144,28 @@ flushers = Table(
     Column("seen_until_ms", BigInteger, nullable=False, comment="counted as alive until then"),
     comment="Flushers that share the partitions among themselves.",
 )
+
+
+def missing_in(connection: Connection) -> list[str]:
+    """Name the control tables, and columns of them, that a database does not have."""
+    catalogue = inspect(connection)
+    missing: list[str] = []
+    for table in control.sorted_tables:
+        if not catalogue.has_table(table.name):
+            missing.append(table.name)
+            continue
+        there = {column["name"] for column in catalogue.get_columns(table.name)}
+        missing += [f"{table.name}.{column.name}" for column in table.columns if column.name not in there]
+    return missing
+
+
+def other_release(found: str) -> ConfigurationError:
+    """Return the error for control tables that another release has made."""
+    return ConfigurationError(
+        f"the control tables in SQL are those of another release: {found}",
+        "use one release for all flushers and writers; where this one is the newer, add what is missing "
+        "(ALTER TABLE ... ADD COLUMN ... NOT NULL DEFAULT 0) and set control_version in writebehind_namespaces",
+    )
 
 
 class now_ms(FunctionElement[int]):  # noqa: N801 - an SQL function is written in lower case

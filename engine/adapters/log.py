@@ -487,8 +487,9 @@ def _refused(error: redis.ResponseError, key: str = "a key of the engine's") -> 
     if refused.code == "WRONGTYPE":
         return LogDamaged(
             f"Redis refuses to serve the log: {refused.code} {refused.text}",
-            f"another program has overwritten {key}: put back what it was or, where that is gone, delete it; "
-            "flushers go on by themselves",
+            f"another program has overwritten {key}: put back what it was, and flushers go on by themselves. They do "
+            "where you delete it, too; but what SQL had not got is lost then, except for what living services write "
+            "again and 'writebehind recover --from-cache' finds",
         )
     if refused.code in {"NOPERM", "ERR"}:
         return ConfigurationError(

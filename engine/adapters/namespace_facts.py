@@ -8,7 +8,7 @@ from typing import Any, Final
 import redis
 import sqlalchemy as sa
 
-from writebehind.engine.adapters.control_tables import control, epochs, flushers, namespaces, now_ms, partitions
+from writebehind.engine.adapters.control_tables import epochs, flushers, missing_in, namespaces, now_ms, partitions
 from writebehind.engine.adapters.links import Link
 from writebehind.engine.adapters.log import Log, LogState
 from writebehind.engine.core.contiguity import backlog, begin
@@ -51,8 +51,7 @@ def ask_sql(engine: sa.Engine, keys: Keys) -> Applied:
     nothing = unknown(keys)
     try:
         with engine.connect() as connection:
-            present = sa.inspect(connection).has_table
-            missing = tuple(table.name for table in control.sorted_tables if not present(table.name))
+            missing = tuple(missing_in(connection))
     except sa.exc.SQLAlchemyError:
         return nothing
     if missing:

@@ -177,15 +177,15 @@ class Rewriting:
             self._read_to = last
 
     def _note(self, entry_id: EntryID, fields: list[bytes]) -> None:
-        original = None
-        if len(fields) > ENTRY_FIELDS and (original := Origin.parse(fields[5]).original) is not None:
+        try:
+            original = Origin.parse(fields[5]).original if len(fields) > ENTRY_FIELDS else None
+            mutations = decode(fields[3])
+        except (PayloadError, ValueError, IndexError):
+            # What cannot be read is none of ours.
+            return
+        if original is not None:
             self._originals[original] = entry_id
         if entry_id in self._my_ids:
-            return
-        try:
-            mutations = decode(fields[3])
-        except (PayloadError, IndexError):
-            # What cannot be read is none of ours.
             return
         for mutation in mutations:
             record = self._keys.record(self._partition, mutation[1], mutation[2])

@@ -20,6 +20,7 @@ from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.adapters.sql_reasons import sql_reason
 from writebehind.engine.config import NamespaceSettings
 from writebehind.engine.core.positions import ORIGIN, EntryID
+from writebehind.engine.core.printable import printable
 from writebehind.engine.core.retention import DataLoss
 from writebehind.engine.errors import ConfigurationError, DatabaseUnavailable
 
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 KEYS_PER_QUERY = 500
 RECORDS_NAMED = 100
+NAME_SHOWN = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,8 +239,13 @@ def inserted_loss(namespace: str, loss: DataLoss, reporter: str) -> sa.Insert:
         from_ms=loss.from_ms,
         until_ms=loss.until_ms,
         found_ms=now_ms(),
-        records=", ".join(f"{table} {key}".strip() for table, key in loss.keys[:RECORDS_NAMED]),
+        records=", ".join(_plain(f"{table} {key}".strip()) for table, key in loss.keys[:RECORDS_NAMED]),
     )
+
+
+def _plain(name: str) -> str:
+    """Return a record's name as text that a column of any character set takes, whatever a forged entry calls it."""
+    return printable(name[:NAME_SHOWN]).encode("ascii", "backslashreplace").decode("ascii")
 
 
 def different(settings: NamespaceSettings, found: object, where: str) -> ConfigurationError:

@@ -6,10 +6,11 @@ import sys
 import click
 
 from writebehind.engine import WriteBehind
+from writebehind.engine.errors import LogDamaged
 from writebehind.flushers.cli import say, with_app
 from writebehind.flushers.draining import drain
 from writebehind.flushers.flusher import Flusher
-from writebehind.flushers.inspection import Status
+from writebehind.flushers.inspection import Status, status
 from writebehind.recovery.from_cache import FromCache, from_cache
 from writebehind.recovery.survey import Concern, survey
 
@@ -61,14 +62,18 @@ def recover(app: WriteBehind, *, cache: bool, dry_run: bool, yes: bool, timeout:
         _print(app, concerns, rewritten, after)
     if after is not None and after.backlog:
         sys.exit(REMAINS)
-    if any(concern.lost_entries for concern in concerns) or (after is None and concerns):
+    if any(concern.lost_entries for concern in concerns) or (concerns if after is None else after.damaged):
         sys.exit(FOUND)
 
 
 def _mend(app: WriteBehind, timeout: float) -> Status:
     # The takeover comes first, also where nothing is left to flush.
     Flusher(app, member=False).run(until=lambda: True)
-    return drain(app, timeout)
+    try:
+        return drain(app, timeout)
+    except LogDamaged:
+        # Named among the concerns; the other partitions are drained.
+        return status(app)
 
 
 def _print(app: WriteBehind, concerns: list[Concern], rewritten: FromCache | None, after: Status | None) -> None:

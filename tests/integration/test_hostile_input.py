@@ -417,6 +417,20 @@ def test_a_forged_origin(shop: Shop, origin: str) -> None:
     assert [row.id for row in shop.state()[2][0]] == [1, 3]
 
 
+@pytest.mark.parametrize(
+    ("table", "key"), [("accounts", "2\0"), ("accounts", "Łódź"), ("acc\0unts", "2"), ("t" * 70_000, "2")]
+)
+def test_a_forged_doubt(shop: Shop, table: str, key: str) -> None:
+    """An entry in doubt is passed over and told, whatever it calls its record, and others go on."""
+    epoch = shop.app.put(accounts, {"id": 3, "owner": "x"}).entry_id.epoch
+    shop.forge("m", "0" * 22, "p", encode(Op.PUT, table, key, {"id": 2, "owner": "x"}), "o", f"{epoch}-0?")
+    shop.app.put(accounts, {"id": 4, "owner": "x"})
+    shop.drain()
+    found = status(shop.app)
+    assert (found.halted, found.lost_entries, [loss.in_doubt for loss in found.losses]) == ([], 1, [1])
+    assert [row.id for row in shop.state()[2][0]] == [1, 3, 4]
+
+
 @pytest.mark.parametrize("which", ["logs", "metas"])
 def test_a_log_of_another_type(small: Shop, which: str) -> None:
     """Where a partition's log or meta hash should be there is a string: everybody says so, and nothing is written."""
@@ -438,7 +452,7 @@ def test_a_log_of_another_type_may_be_deleted(small: Shop, which: str) -> None:
     """As the error says: flushers and writers go on by themselves, and what SQL has it keeps."""
     name = getattr(small.app.keys, which)[0]
     small.command("SET", name, "foreign")
-    with pytest.raises(LogDamaged, match=f"overwritten {re.escape(name)}: .* delete it"):
+    with pytest.raises(LogDamaged, match=f"overwritten {re.escape(name)}: .* you delete it, too; but what SQL had not"):
         drain(small.app, HALT_SECONDS, QUICK)
     small.command("DEL", name)
     small.app.put(accounts, {"id": 7, "owner": "x"})

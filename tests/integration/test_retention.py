@@ -31,6 +31,7 @@ from writebehind.engine import (
 from writebehind.engine.adapters.control_tables import losses, rewritten
 from writebehind.engine.adapters.rewriting import Rewriting
 from writebehind.engine.adapters.scripts import APPEND
+from writebehind.engine.core.payload import Op, encode
 from writebehind.engine.embedded import EmbeddedRedis
 from writebehind.flushers import FlusherSettings, drain, initialise, status
 from writebehind.flushers.leases import REWRITTEN_MS_MAX
@@ -208,6 +209,26 @@ def test_lost_twice(world: World) -> None:
     world.crash(size)
     world.app.increment(accounts, 1, {"balance": 100})
     assert [(loss.entries, loss.rewritten) for loss in world.losses] == [(1, 1), (2, 2)]
+    world.drain()
+    assert world.rows() == {1: ("Ada", 111)}
+
+
+@pytest.mark.parametrize("origin", ["junk?", "junk", "5-0 4-0"])
+def test_a_forged_origin_in_the_new_history(world: World, monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
+    """A writer that looks through the new history passes over what another program has put there."""
+    world.app.put(accounts, {"id": 1, "owner": "Ada", "balance": 0})
+    world.drain()
+    size = world.size
+    monkeypatch.setattr("writebehind.engine.adapters.rewriter.Rewriter.look", lambda _: None)
+    world.app.increment(accounts, 1, {"balance": 1})
+    world.crash(size)
+    with contextlib.closing(world.engine()) as other:
+        other.increment(accounts, 1, {"balance": 100})
+        payload = encode(Op.PUT, "accounts", "2", {"id": 2, "owner": "x", "balance": 0})
+        with other.links.link() as link:
+            epoch = link.command("HGET", other.keys.metas[0], "epoch").decode()
+            link.command("XADD", other.keys.logs[0], f"{epoch}-*", "m", "0" * 22, "p", payload, "o", origin)
+    world.app.increment(accounts, 1, {"balance": 10})
     world.drain()
     assert world.rows() == {1: ("Ada", 111)}
 

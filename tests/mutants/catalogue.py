@@ -979,8 +979,8 @@ PRESSURE = [
         "fenced-off-in-another-history",
         "a write that SQL has is said not to be written",
         ATTEMPTS,
-        "fenced_off = effect.retry and not doubts",
-        "fenced_off = effect.retry",
+        "fenced_off=effect.retry and not doubts)",
+        "fenced_off=effect.retry)",
         f"{RETENTION}::test_a_lost_reply_a_lost_tail_and_no_room",
     ),
     mutant(
