@@ -116,7 +116,7 @@ class Attempts:
             if self._waited:
                 self._call.begin(appender.call_id())
                 self._waited = False
-        if appender.history(link, partition) != history or history.endswith(b" 0"):
+        if effect.retry and (appender.history(link, partition) != history or history.endswith(b" 0")):
             # Another thread has met, or left, a history meanwhile: what is in doubt has to be asked by that one.
             return Refused("TIMELINE", "another thread has met another history")
         self._histories.append(history)
