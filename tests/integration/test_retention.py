@@ -25,7 +25,6 @@ from writebehind.engine import (
     EngineSettings,
     PoisonEntryError,
     WriteBehind,
-    WriteBehindError,
     WriteOutcomeUnknown,
 )
 from writebehind.engine.adapters.control_tables import losses, rewritten
@@ -378,7 +377,7 @@ def test_the_order_among_writers_is_kept(world: World, monkeypatch: pytest.Monke
         assert world.rows() == {1: ("new", 105)}
 
 
-def test_a_lost_reply_and_a_lost_tail(world: World) -> None:
+def test_a_lost_reply_and_a_lost_tail(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """An attempt that SQL may have, and Redis has not, is not made again: its outcome is unknown, and said to be."""
     with Proxy(int(world.server.url.rpartition(":")[2].partition("/")[0])) as proxy:
         through = WriteBehind(
@@ -393,32 +392,23 @@ def test_a_lost_reply_and_a_lost_tail(world: World) -> None:
             through.insert(events, {"kind": "warm"})
             world.drain()
             size = world.size
-            failed: list[BaseException] = []
 
-            def write() -> None:
-                try:
-                    through.insert(events, {"kind": "once"})
-                except WriteOutcomeUnknown as error:
-                    failed.append(error)
-
-            proxy.inject(Mishap.CUT_AFTER, APPEND.sha)
-            thread = threading.Thread(target=write)
-            thread.start()
-            proxy.wait_for(Mishap.CUT_AFTER)
-            proxy.refuse()
-            deadline = time.monotonic() + DEADLINE_SECONDS
-            while "once" not in world.kinds() and time.monotonic() < deadline:
+            def lose_the_tail(attempt: int, left_seconds: float) -> None:
+                monkeypatch.undo()
                 world.drain()
-            world.crash(size)
-            proxy.accept()
-            thread.join()
-            assert len(failed) == 1
+                assert "once" in world.kinds()
+                world.crash(size)
+
+            monkeypatch.setattr("writebehind.engine.adapters.attempts.pause", lose_the_tail)
+            proxy.inject(Mishap.CUT_AFTER, APPEND.sha)
+            with pytest.raises(WriteOutcomeUnknown):
+                through.insert(events, {"kind": "once"})
             world.app.links.drop_idle()
             world.drain()
             assert world.kinds() == ["once", "warm"]
 
 
-def test_a_lost_reply_a_lost_tail_and_no_room(world: World) -> None:
+def test_a_lost_reply_a_lost_tail_and_no_room(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not to be found in a new history says nothing of the old one: it is not said that nothing was written."""
     with Proxy(int(world.server.url.rpartition(":")[2].partition("/")[0])) as proxy:
         through = WriteBehind(
@@ -438,28 +428,19 @@ def test_a_lost_reply_a_lost_tail_and_no_room(world: World) -> None:
             through.insert(events, {"kind": "warm"})
             world.drain()
             size = world.size
-            failed: list[BaseException] = []
 
-            def write() -> None:
-                try:
-                    through.insert(events, {"kind": "once"})
-                except WriteBehindError as error:
-                    failed.append(error)
-
-            proxy.inject(Mishap.CUT_AFTER, APPEND.sha)
-            thread = threading.Thread(target=write)
-            thread.start()
-            proxy.wait_for(Mishap.CUT_AFTER)
-            proxy.refuse()
-            deadline = time.monotonic() + DEADLINE_SECONDS
-            while "once" not in world.kinds() and time.monotonic() < deadline:
+            def lose_the_tail(attempt: int, left_seconds: float) -> None:
+                monkeypatch.undo()
                 world.drain()
-            world.crash(size)
-            for _ in range(2):
-                world.app.insert(events, {"kind": "other"})
-            proxy.accept()
-            thread.join()
-            assert [type(error) for error in failed] == [WriteOutcomeUnknown]
+                assert "once" in world.kinds()
+                world.crash(size)
+                for _ in range(2):
+                    world.app.insert(events, {"kind": "other"})
+
+            monkeypatch.setattr("writebehind.engine.adapters.attempts.pause", lose_the_tail)
+            proxy.inject(Mishap.CUT_AFTER, APPEND.sha)
+            with pytest.raises(WriteOutcomeUnknown):
+                through.insert(events, {"kind": "once"})
             world.drain()
             assert world.kinds() == ["once", "other", "other", "warm"]
 

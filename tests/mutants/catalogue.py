@@ -888,7 +888,7 @@ SET_ASIDE = [
         edits=[
             # Either of the two is enough.
             Edit(path=TRANSACTION, old='            known.letters == _number(f"letters_{number}"),\n', new=""),
-            Edit(path=ISOLATION, old="def isolate(", new="_SEEN: dict[Any, Any] = {}\n\n\ndef isolate("),
+            Edit(path=ISOLATION, old="def isolate(", new="_SEEN: dict = {}\n\n\ndef isolate("),
             Edit(
                 path=ISOLATION,
                 old="        suspects = letters if isinstance(letters, Sequence) else []",
