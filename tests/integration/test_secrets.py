@@ -20,6 +20,7 @@ import pytest
 import redis
 import sqlalchemy as sa
 
+import servers
 from writebehind.engine import EngineSettings, WriteBehind
 from writebehind.engine.core.payload import Op, encode
 from writebehind.flushers import Flusher, FlusherSettings, drain, initialise, status
@@ -199,7 +200,9 @@ def ways(app: WriteBehind) -> list[Callable[[], Any]]:
 
 def test_redis_that_refuses(make: Make, ears: Ears, sqlite_url: str, own_redis: "OwnRedisFactory") -> None:
     """Wrong passwords and servers that are away, on every way to them."""
-    port = redis.ConnectionPool.from_url(own_redis({"requirepass": "another"}).url).connection_kwargs["port"]
+    port = redis.ConnectionPool.from_url(
+        own_redis({"requirepass": "another"}, binary=servers.newest_redis_binary()).url
+    ).connection_kwargs["port"]
     for redis_at in (f"redis://u:{PASSWORD}@127.0.0.1:1/0", f"redis://u:{PASSWORD}@127.0.0.1:{port}/0"):
         app = make(sqlite_url, redis_at=redis_at)
         for number, way in enumerate(ways(app)):
@@ -452,7 +455,7 @@ def test_the_command_line(
     """Every command, logging all it can, with an app and with URLs as options."""
     (tmp_path / "shop.py").write_text(SHOP)
     namespace = "shop"
-    url = own_redis({"requirepass": PASSWORD}).url
+    url = own_redis({"requirepass": PASSWORD}, binary=servers.newest_redis_binary()).url
     database = sa.make_url(postgresql_url)
     places = {
         "wrong password": (url.replace(PASSWORD, PASSWORD + "x"), str_of(database.set(password=PASSWORD + "x"))),
