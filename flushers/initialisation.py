@@ -10,6 +10,7 @@ from writebehind.engine.adapters.control_tables import (
     namespaces,
     other_release,
     partitions,
+    require_version,
 )
 from writebehind.engine.adapters.shared import agree
 from writebehind.engine.adapters.sql_reasons import sql_reason
@@ -93,8 +94,8 @@ def _rows(app: WriteBehind) -> list[str]:
                 )
             )
             done.append(f"registered namespace {settings.namespace} with {settings.partitions} partitions")
-        elif known != CONTROL_VERSION:
-            raise other_release(f"version {known}, and this one wants {CONTROL_VERSION}")
+        else:
+            require_version(known)
         there = set(
             connection.execute(
                 sa.select(partitions.c.partition).where(partitions.c.namespace == settings.namespace)

@@ -23,13 +23,12 @@ from dataclasses import dataclass, field, replace
 import sqlalchemy as sa
 
 from writebehind.engine.adapters.control_tables import (
-    CONTROL_VERSION,
     epochs,
     flushers,
     namespaces,
     now_ms,
-    other_release,
     partitions,
+    require_version,
     rewritten,
 )
 from writebehind.engine.core.letters import DeadLetter
@@ -156,8 +155,8 @@ class Leases:
         version = sa.select(namespaces.c.control_version).where(namespaces.c.namespace == self._namespace)
         with self._engine.connect() as connection:
             known = connection.execute(version).scalar_one_or_none()
-            if known not in {None, CONTROL_VERSION}:
-                raise other_release(f"version {known}, and this one wants {CONTROL_VERSION}")
+            if known is not None:
+                require_version(known)
             query = sa.select(sa.func.count()).where(partitions.c.namespace == self._namespace)
             return int(connection.execute(query).scalar_one())
 

@@ -29,14 +29,8 @@ def losses_of(segment: Segment) -> list[DataLoss]:
             partition=segment.partition,
             first_id=str(first),
             last_id=str(segment.end),
-            entries=0,
-            rewritten=0,
-            applied=0,
-            superseded=0,
             unretained=segment.lost,
-            from_ms=0,
             until_ms=segment.oldest_ms,
-            keys=(),
         )
         found.insert(0, missing)
     return found
@@ -58,11 +52,6 @@ def _in_doubt(partition: int, run: Sequence[Suspect]) -> DataLoss:
         partition=partition,
         first_id=run[0].entry_id.decode(),
         last_id=run[-1].entry_id.decode(),
-        entries=0,
-        rewritten=0,
-        applied=0,
-        superseded=0,
-        unretained=0,
         in_doubt=len(run),
         from_ms=made_ms(run[0].mutation_id),
         until_ms=made_ms(run[-1].mutation_id),

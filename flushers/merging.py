@@ -20,7 +20,7 @@ from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.adapters.log import RawEntry
 from writebehind.engine.core.coalescing import Changes, TableChanges
 from writebehind.engine.core.origin import Origin
-from writebehind.engine.core.payload import decode, keys_in
+from writebehind.engine.core.payload import Mutation, decode, keys_in
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.errors import ConfigurationError, WriteBehindError
 from writebehind.flushers.batch import Batch
@@ -172,7 +172,7 @@ class Merger:
                 members = decode(payload)
                 if rewritten or len(fields) > ENTRY_FIELDS or (held_back and cursor.ahead.holds(members)):
                     place = taken.first_place + number
-                    merged = self._merge_checked(cursor, entries[number], place, changes, taken)
+                    merged = self._merge_checked(cursor, entries[number], members, changes, taken, place=place)
                 else:
                     merged = merge(members, entry_id)
                 if not merged:
@@ -184,10 +184,11 @@ class Merger:
             return len(entries)
         raise EntryFailed(cursor.number, entries[number][0].decode(), number, failure)
 
-    def _merge_checked(self, cursor: Cursor, entry: RawEntry, place: int, changes: Changes, taken: Taken) -> bool:
+    def _merge_checked(
+        self, cursor: Cursor, entry: RawEntry, members: list[Mutation], changes: Changes, taken: Taken, *, place: int
+    ) -> bool:
         """Merge an entry that SQL may have already, or that may have to wait; False where it begins a new batch."""
         entry_id, fields = entry
-        members = decode(fields[3])
         again = len(fields) > ENTRY_FIELDS
         if (again or cursor.rewritten) and (elsewhere := _elsewhere(cursor, entry_id, fields)):
             changes.pass_over(members, entry_id)

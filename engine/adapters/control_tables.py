@@ -25,6 +25,7 @@ __all__ = [
     "now_ms",
     "other_release",
     "partitions",
+    "require_version",
     "rewritten",
 ]
 
@@ -157,6 +158,16 @@ def missing_in(connection: Connection) -> list[str]:
         there = {column["name"] for column in catalogue.get_columns(table.name)}
         missing += [f"{table.name}.{column.name}" for column in table.columns if column.name not in there]
     return missing
+
+
+def require_version(known: int) -> None:
+    """Refuse a namespace that was registered with control tables of another version.
+
+    Raises:
+        ConfigurationError: it was.
+    """
+    if known != CONTROL_VERSION:
+        raise other_release(f"version {known}, and this one wants {CONTROL_VERSION}")
 
 
 def other_release(found: str) -> ConfigurationError:

@@ -56,15 +56,15 @@ class DataLoss:
     partition: int
     first_id: str
     last_id: str
-    entries: int
-    rewritten: int
-    applied: int
-    superseded: int
-    unretained: int
-    from_ms: int
-    until_ms: int
-    keys: Sequence[tuple[str, str]]
+    entries: int = 0
+    rewritten: int = 0
+    applied: int = 0
+    superseded: int = 0
+    unretained: int = 0
     in_doubt: int = 0
+    from_ms: int = 0
+    until_ms: int = 0
+    keys: Sequence[tuple[str, str]] = ()
 
     @property
     def lost(self) -> int:

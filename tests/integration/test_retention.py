@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from conftest import OwnRedisFactory
 
 DEADLINE_SECONDS = 15.0
+UNREACHABLE = "postgresql+psycopg://nobody@127.0.0.1:1/none"
 SETTINGS = FlusherSettings(linger_seconds=0, lease_ttl_seconds=1)
 
 metadata = sa.MetaData()
@@ -377,105 +378,91 @@ def test_the_order_among_writers_is_kept(world: World, monkeypatch: pytest.Monke
         assert world.rows() == {1: ("new", 105)}
 
 
-def test_a_lost_reply_and_a_lost_tail(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An attempt that SQL may have, and Redis has not, is not made again: its outcome is unknown, and said to be."""
+@contextlib.contextmanager
+def through_proxy(world: World, database: str, **settings: Any) -> Iterator[tuple[Proxy, WriteBehind]]:
+    """Make an engine of the world's that reaches Redis through a proxy."""
     with Proxy(int(world.server.url.rpartition(":")[2].partition("/")[0])) as proxy:
         through = WriteBehind(
             redis=f"redis://127.0.0.1:{proxy.port}/0",
-            database=world.database,
+            database=database,
             tables=[accounts, events],
             namespace=world.namespace,
             partitions=1,
-            settings=EngineSettings(redis_timeout_seconds=2, write_timeout_seconds=10),
+            settings=EngineSettings(redis_timeout_seconds=2, **settings),
         )
         with contextlib.closing(through):
-            through.insert(events, {"kind": "warm"})
-            world.drain()
-            size = world.size
+            yield proxy, through
 
-            def lose_the_tail(attempt: int, left_seconds: float) -> None:
-                monkeypatch.undo()
-                world.drain()
-                assert "once" in world.kinds()
-                world.crash(size)
 
-            monkeypatch.setattr("writebehind.engine.adapters.attempts.pause", lose_the_tail)
-            proxy.inject(Mishap.CUT_AFTER, APPEND.sha)
-            with pytest.raises(WriteOutcomeUnknown):
-                through.insert(events, {"kind": "once"})
-            world.app.links.drop_idle()
+def test_a_lost_reply_and_a_lost_tail(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt that SQL may have, and Redis has not, is not made again: its outcome is unknown, and said to be."""
+    with through_proxy(world, world.database, write_timeout_seconds=10) as (proxy, through):
+        through.insert(events, {"kind": "warm"})
+        world.drain()
+        size = world.size
+
+        def lose_the_tail(attempt: int, left_seconds: float) -> None:
+            monkeypatch.undo()
             world.drain()
-            assert world.kinds() == ["once", "warm"]
+            assert "once" in world.kinds()
+            world.crash(size)
+
+        monkeypatch.setattr("writebehind.engine.adapters.attempts.pause", lose_the_tail)
+        proxy.inject(Mishap.CUT_AFTER, APPEND.sha)
+        with pytest.raises(WriteOutcomeUnknown):
+            through.insert(events, {"kind": "once"})
+        world.app.links.drop_idle()
+        world.drain()
+        assert world.kinds() == ["once", "warm"]
 
 
 def test_a_lost_reply_a_lost_tail_and_no_room(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not to be found in a new history says nothing of the old one: it is not said that nothing was written."""
-    with Proxy(int(world.server.url.rpartition(":")[2].partition("/")[0])) as proxy:
-        through = WriteBehind(
-            redis=f"redis://127.0.0.1:{proxy.port}/0",
-            database="postgresql+psycopg://nobody@127.0.0.1:1/none",
-            tables=[accounts, events],
-            namespace=world.namespace,
-            partitions=1,
-            settings=EngineSettings(
-                redis_timeout_seconds=2,
-                write_timeout_seconds=10,
-                backlog_entries_max=2,
-                backpressure=Backpressure.REJECT,
-            ),
-        )
-        with contextlib.closing(through):
-            through.insert(events, {"kind": "warm"})
-            world.drain()
-            size = world.size
+    with through_proxy(
+        world, UNREACHABLE, write_timeout_seconds=10, backlog_entries_max=2, backpressure=Backpressure.REJECT
+    ) as (proxy, through):
+        through.insert(events, {"kind": "warm"})
+        world.drain()
+        size = world.size
 
-            def lose_the_tail(attempt: int, left_seconds: float) -> None:
-                monkeypatch.undo()
-                world.drain()
-                assert "once" in world.kinds()
-                world.crash(size)
-                for _ in range(2):
-                    world.app.insert(events, {"kind": "other"})
-
-            monkeypatch.setattr("writebehind.engine.adapters.attempts.pause", lose_the_tail)
-            proxy.inject(Mishap.CUT_AFTER, APPEND.sha)
-            with pytest.raises(WriteOutcomeUnknown):
-                through.insert(events, {"kind": "once"})
+        def lose_the_tail(attempt: int, left_seconds: float) -> None:
+            monkeypatch.undo()
             world.drain()
-            assert world.kinds() == ["once", "other", "other", "warm"]
+            assert "once" in world.kinds()
+            world.crash(size)
+            for _ in range(2):
+                world.app.insert(events, {"kind": "other"})
+
+        monkeypatch.setattr("writebehind.engine.adapters.attempts.pause", lose_the_tail)
+        proxy.inject(Mishap.CUT_AFTER, APPEND.sha)
+        with pytest.raises(WriteOutcomeUnknown):
+            through.insert(events, {"kind": "once"})
+        world.drain()
+        assert world.kinds() == ["once", "other", "other", "warm"]
 
 
 def test_a_lost_reply_a_lost_tail_and_a_range(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A retry in doubt is not refused for what another writer has put in the new history: SQL has the attempt."""
-    with Proxy(int(world.server.url.rpartition(":")[2].partition("/")[0])) as proxy:
-        through = WriteBehind(
-            redis=f"redis://127.0.0.1:{proxy.port}/0",
-            database="postgresql+psycopg://nobody@127.0.0.1:1/none",
-            tables=[accounts, events],
-            namespace=world.namespace,
-            partitions=1,
-            settings=EngineSettings(redis_timeout_seconds=2, write_timeout_seconds=60),
-        )
-        with contextlib.closing(through):
-            through.put(accounts, {"id": 1, "owner": "x", "balance": 10})
-            world.drain()
-            size = world.size
+    with through_proxy(world, UNREACHABLE, write_timeout_seconds=60) as (proxy, through):
+        through.put(accounts, {"id": 1, "owner": "x", "balance": 10})
+        world.drain()
+        size = world.size
 
-            def lose_the_tail(attempt: int, left_seconds: float) -> None:
-                monkeypatch.undo()
-                world.drain()
-                assert world.rows()[1] == ("x", 15)
-                world.crash(size)
-                world.app.put(accounts, {"id": 1, "owner": "y", "balance": 2**31 - 1})
-
-            monkeypatch.setattr("writebehind.engine.adapters.attempts.pause", lose_the_tail)
-            proxy.inject(Mishap.CUT_AFTER, APPEND.sha)
-            receipt = through.increment(accounts, 1, {"balance": 5})
+        def lose_the_tail(attempt: int, left_seconds: float) -> None:
+            monkeypatch.undo()
             world.drain()
-            assert world.rows()[1] == ("y", 2**31 - 1)
-            with world.app.database.connect() as connection:
-                told = connection.execute(sa.select(losses.c.first_id, losses.c.entries)).all()
-            assert (str(receipt.entry_id), 1) in [tuple(row) for row in told]
+            assert world.rows()[1] == ("x", 15)
+            world.crash(size)
+            world.app.put(accounts, {"id": 1, "owner": "y", "balance": 2**31 - 1})
+
+        monkeypatch.setattr("writebehind.engine.adapters.attempts.pause", lose_the_tail)
+        proxy.inject(Mishap.CUT_AFTER, APPEND.sha)
+        receipt = through.increment(accounts, 1, {"balance": 5})
+        world.drain()
+        assert world.rows()[1] == ("y", 2**31 - 1)
+        with world.app.database.connect() as connection:
+            told = connection.execute(sa.select(losses.c.first_id, losses.c.entries)).all()
+        assert (str(receipt.entry_id), 1) in [tuple(row) for row in told]
 
 
 def test_others_that_flushed_and_are_forgotten_by_redis_count(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
