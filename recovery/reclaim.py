@@ -11,6 +11,7 @@ from writebehind.recovery.takeover import (
     Claim,
     Confirmed,
     Distrust,
+    Doubt,
     Effect,
     Expunge,
     Inspect,
@@ -81,7 +82,7 @@ def _drive(
 ) -> Start:
     effect = next(protocol)
     while True:
-        if isinstance(effect, Expunge | Distrust | Trust) and not still_held():
+        if isinstance(effect, Expunge | Doubt | Distrust | Trust) and not still_held():
             raise LeaseLost(f"partition {partition} has another holder", "it is left to that one")
         try:
             effect = protocol.send(perform(log, partition, effect))
@@ -98,6 +99,8 @@ def perform(log: Log, partition: int, effect: Effect) -> Reply:
             return log.open_epoch(partition)
         case Expunge(ghosts, position):
             log.expunge(partition, ghosts, position)
+        case Doubt(epoch, last, position):
+            log.doubt(partition, epoch, last, position)
         case Distrust(below, position):
             return log.distrust(partition, below, position)
         case Trust(floor, judged):

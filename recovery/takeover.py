@@ -14,7 +14,8 @@ Invariants:
 ::
 
     look at the log --another primary--> open an epoch --> look again
-        |--the history is new--> remove ghosts --SQL is ahead--> distrust records --> trust what is left
+        |--the history is new--> remove ghosts --> doubt the last records --SQL is ahead--> distrust records
+        |                                                                 '--> trust what is left
         '--> make the group if it is missing --> claim what is pending --> acknowledge what SQL has already
                 '--Redis is full and refuses    --> serve from the position, replaying up to what was delivered
                     --> serve from the position, reading everything by position
@@ -32,6 +33,7 @@ __all__ = [
     "Claim",
     "Confirmed",
     "Distrust",
+    "Doubt",
     "Effect",
     "Expunge",
     "Inspect",
@@ -63,6 +65,19 @@ class Expunge:
     """
 
     ghosts: Sequence[bytes]
+    position: EntryID
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Believe no record that the last entry before this epoch has touched, and that was not written since. Reply: None.
+
+    Redis may have been killed while it logged that transaction, and have executed its beginning at a later start: as
+    the log is written first, the entry is there, and its records need not be as it left them.
+    """
+
+    epoch: int
+    last: EntryID
     position: EntryID
 
 
@@ -135,7 +150,7 @@ class Start:
     judged: bool = True
 
 
-Effect = Inspect | OpenEpoch | Expunge | Distrust | Trust | MakeGroup | Claim | Confirmed
+Effect = Inspect | OpenEpoch | Expunge | Doubt | Distrust | Trust | MakeGroup | Claim | Confirmed
 Reply = LogState | tuple[list[bytes], list[bytes]] | bool | int | None
 Answer = TypeVar("Answer")
 
@@ -164,6 +179,8 @@ def takeover(offset: EntryID, earlier: Mapping[int, EntryID]) -> Generator[Effec
             behind = None
         if state.ghosts:
             yield Expunge(state.ghosts, position)
+        for epoch, last in state.last_before.items():
+            yield Doubt(epoch, last, position)
         if behind is not None:
             distrusted = _answer(int, (yield Distrust(behind, position)))
         yield Trust(state.floor, behind)

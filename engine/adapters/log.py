@@ -7,7 +7,7 @@ rolls back with a failover. Nothing here is trimmed above what SQL has.
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -75,6 +75,7 @@ class LogState:
         held: what the write script noted when it admitted no more: how few entries SQL must be without for that to end,
             and why; None where it admits.
         ghosts: entries above the end that the lineage gives their epoch; looked for where there is a floor.
+        last_before: by epoch, the entry before it, where the log has it; looked for where there is a floor.
     """
 
     end: EntryID | None
@@ -85,6 +86,7 @@ class LogState:
     floor: int | None = None
     judged: int | None = None
     ghosts: Sequence[bytes] = ()
+    last_before: Mapping[int, EntryID] = field(default_factory=dict)
     held: tuple[int, str] | None = None
 
 
@@ -184,6 +186,7 @@ class Log:
             # The newest epoch has no entry: what stands above its beginning came back after it was lost.
             end = lineage[newest]
         floor = fields.get(b"floor")
+        ghosts, last_before = self._around_ends(link, partition, lineage) if floor else ([], {})
         return LogState(
             end=end,
             delivered=delivered,
@@ -192,23 +195,33 @@ class Log:
             moved=bool(lineage) and (fields.get(b"identity") != link.identity or isinstance(stream, Exception)),
             floor=int(floor) if floor else None,
             judged=int(fields[b"judged"]) if b"judged" in fields else None,
-            ghosts=self._ghosts(link, partition, lineage) if floor else (),
+            ghosts=ghosts,
+            last_before=last_before,
             held=_held(fields.get(b"held")),
         )
 
-    def _ghosts(self, link: Link, partition: int, lineage: Mapping[int, EntryID | None]) -> list[bytes]:
+    def _around_ends(
+        self, link: Link, partition: int, lineage: Mapping[int, EntryID | None]
+    ) -> tuple[list[bytes], dict[int, EntryID]]:
+        """Return what stands above the ends of epochs, and by the next epoch the last entry of each, if it is there."""
         epochs = sorted(lineage)
         commands = []
         for epoch, following in pairwise(epochs):
             base = lineage[following]
-            first = f"({base}" if base is not None and base.epoch == epoch else f"{epoch}-0"
-            commands.append(("XRANGE", self._keys.logs[partition], first, f"({following}-0"))
-        found: list[bytes] = []
-        for reply in link.pipeline(commands) if commands else ():
+            first = base if base is not None and base.epoch == epoch else f"{epoch}-0"
+            commands.append(("XRANGE", self._keys.logs[partition], str(first), f"({following}-0"))
+        ghosts: list[bytes] = []
+        last_before: dict[int, EntryID] = {}
+        for following, reply in zip(epochs[1:], link.pipeline(commands) if commands else (), strict=True):
             if isinstance(reply, redis.ResponseError):
                 raise _refused(reply) from reply
-            found += [entry[0] for entry in reply]
-        return found
+            base = lineage[following]
+            found = [entry[0] for entry in reply]
+            if base is not None and found and found[0] == str(base).encode():
+                last_before[following] = base
+                del found[0]
+            ghosts += found
+        return ghosts, last_before
 
     def open_epoch(self, partition: int) -> bool:
         """Open an epoch where the primary is another one than that of the current one, or the log was deleted.
@@ -243,25 +256,46 @@ class Log:
         Raises:
             RedisUnavailable: Redis cannot be reached.
         """
-        records: set[str] = set()
-        log = self._keys.logs[partition]
         with self._link() as link:
             try:
-                for ghost in ghosts:
-                    for _, fields in link.command("XRANGE", log, ghost, ghost):
-                        records |= self._touched(partition, fields)
-                self._distrust(link, sorted(records), "", position, ghosts)
-                link.command("XDEL", log, *ghosts)
+                self._distrust(link, self._touched(link, partition, ghosts), "", position, ghosts=ghosts)
+                link.command("XDEL", self._keys.logs[partition], *ghosts)
             except redis.ResponseError as error:
                 raise _refused(error) from error
 
-    def _touched(self, partition: int, fields: Sequence[bytes]) -> set[str]:
-        try:
-            mutations = decode(fields[3])
-        except (PayloadError, IndexError):
-            # What cannot be read has touched nothing of ours.
-            return set()
-        return {self._keys.record(partition, table, key) for _, table, key, _ in mutations if key}
+    def doubt(self, partition: int, epoch: int, last: EntryID, position: EntryID) -> None:
+        """Believe no record that the last entry before an epoch has touched, and that was not written since.
+
+        Args:
+            partition: its number.
+            epoch: the epoch.
+            last: the entry.
+            position: what SQL has applied; where the entry is above it, its records become markers.
+
+        Durability: nothing is lost, the log has the entry. Repeat: harmless.
+
+        Raises:
+            RedisUnavailable: Redis cannot be reached.
+        """
+        with self._link() as link:
+            try:
+                records = self._touched(link, partition, [str(last).encode()])
+                self._distrust(link, records, str(epoch), position, last=last if last > position else None)
+            except redis.ResponseError as error:
+                raise _refused(error) from error
+
+    def _touched(self, link: Link, partition: int, entries: Sequence[bytes]) -> list[str]:
+        """Return the names of the records that some entries have touched."""
+        records: set[str] = set()
+        for entry in entries:
+            for _, fields in link.command("XRANGE", self._keys.logs[partition], entry, entry):
+                try:
+                    mutations = decode(fields[3])
+                except (PayloadError, IndexError):
+                    # What cannot be read has touched nothing of ours.
+                    continue
+                records |= {self._keys.record(partition, table, key) for _, table, key, _ in mutations if key}
+        return sorted(records)
 
     def distrust(self, partition: int, below: int, position: EntryID) -> int:
         """Remove the partition's records of epochs below one, where SQL has applied them; return how many.
@@ -289,9 +323,18 @@ class Log:
                 raise _refused(error) from error
 
     def _distrust(
-        self, link: Link, records: Sequence[Any], below: str, position: EntryID, ghosts: Sequence[bytes] = ()
+        self,
+        link: Link,
+        records: Sequence[Any],
+        below: str,
+        position: EntryID,
+        *,
+        last: EntryID | None = None,
+        ghosts: Sequence[bytes] = (),
     ) -> int:
-        return int(link.script(DISTRUST, records, (below, *position, *ghosts))) if records else 0
+        if not records:
+            return 0
+        return int(link.script(DISTRUST, records, (below, *position, "" if last is None else str(last), *ghosts)))
 
     def trust(self, partition: int, floor: int, judged: int | None) -> None:
         """Let records be believed again, once this history was compared with SQL. Repeat: harmless.

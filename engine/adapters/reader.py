@@ -11,6 +11,7 @@ import redis
 from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.adapters.links import Links, refusal
 from writebehind.engine.adapters.rows import Rows
+from writebehind.engine.core.contiguity import Lineage, is_ghost, parse_lineage
 from writebehind.engine.core.keys import Keys
 from writebehind.engine.core.partitioning import partition_of
 from writebehind.engine.core.positions import ORIGIN, EntryID
@@ -170,6 +171,7 @@ class Reader:
             }
         )
         applied = self._rows.applied_of(self._keys.namespace, unjudged) if unjudged else {}
+        lineages = self._lineages(unjudged)
         still: dict[Any, _Wanted] = {}
         for (key, wanted), reply in zip(waiting.items(), replies, strict=False):
             fields = dict(zip(reply[::2], reply[1::2], strict=True))
@@ -178,9 +180,12 @@ class Reader:
             if (
                 version is not None
                 and version.epoch < floors[wanted.partition]
-                and applied[wanted.partition].covers(version) is not False
+                and (
+                    applied[wanted.partition].covers(version) is not False
+                    or is_ghost(version, lineages[wanted.partition])
+                )
             ):
-                # SQL has this version, or a later one that Redis was rolled back to before.
+                # SQL has this version, or a later one that Redis was rolled back to before; or it came back from there.
                 state, version = Standing.IN_SQL, None
             if state is Standing.ABSENT:
                 found[key] = None
@@ -198,6 +203,16 @@ class Reader:
             wanted.version = fields.get(b":version")
             to_load[key] = wanted
         return still
+
+    def _lineages(self, partitions: Sequence[int]) -> dict[int, Lineage]:
+        if not partitions:
+            return {}
+        with self._links.link() as link:
+            metas = link.pipeline([("HGETALL", self._keys.metas[number]) for number in partitions])
+        return {
+            number: parse_lineage(dict(zip(meta[::2], meta[1::2], strict=True)))
+            for number, meta in zip(partitions, metas, strict=True)
+        }
 
     def _applied(self, partition: int, entry_id: EntryID) -> bool:
         return self._rows.applied(self._keys.namespace, partition, entry_id) is not False

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from writebehind.engine.core.positions import ORIGIN, EntryID
 from writebehind.engine.errors import LogDamaged
 
-__all__ = ["Lineage", "Step", "ahead", "backlog", "begin", "damaged", "end_of", "parse_lineage", "step"]
+__all__ = ["Lineage", "Step", "ahead", "backlog", "begin", "damaged", "end_of", "is_ghost", "parse_lineage", "step"]
 
 Lineage = Mapping[int, EntryID | None]
 """Each epoch of the log with the last entry before it; None where the log was empty."""
@@ -129,6 +129,12 @@ def end_of(epoch: int, lineage: Lineage) -> EntryID | None:
     """
     following = [other for other in lineage if other > epoch]
     return lineage[min(following)] or ORIGIN if following else None
+
+
+def is_ghost(entry_id: EntryID, lineage: Lineage) -> bool:
+    """Tell whether an entry stands above the end that the lineage gives its epoch: it came back after it was lost."""
+    end = end_of(entry_id.epoch, lineage) if entry_id.epoch in lineage else None
+    return end is not None and entry_id > end
 
 
 def backlog(position: EntryID, end: EntryID | None, lineage: Lineage) -> int:

@@ -265,6 +265,66 @@ def test_an_undone_write_stays_undone(server: EmbeddedRedis, sqlite_url: str, na
     world.app.close()
 
 
+def test_an_undone_write_is_not_read(server: EmbeddedRedis, sqlite_url: str, namespace: str) -> None:
+    """A record that came back with a lost write is not shown, also before a flusher has looked."""
+    world = World(server.url, sqlite_url, namespace)
+    world.app.put(accounts, {"id": 1, "balance": 1})
+    world.app.put(accounts, {"id": 2, "balance": 2})
+    crash(server, appended(server).stat().st_size - len("EXEC"))
+    assert world.app.get(accounts, 2) is None
+    world.app.put(accounts, {"id": 1, "balance": 3})
+    crash(server, appended(server).stat().st_size)
+    with redis.Redis.from_url(server.url) as plain:
+        assert plain.hget(world.app.keys.record(0, "accounts", "2"), "balance") == b"2"
+    world.app.links.drop_idle()
+    for _ in range(2):
+        assert world.app.get_many(accounts, [1, 2]) == {1: {"id": 1, "balance": 3}, 2: None}
+        world.drain()
+    world.app.close()
+
+
+@pytest.mark.parametrize("flushed", [True, False])
+@pytest.mark.parametrize("again", ["nothing", "increment", "put"])
+def test_half_a_write_comes_back(
+    server: EmbeddedRedis, sqlite_url: str, namespace: str, *, flushed: bool, again: str
+) -> None:
+    """Where a transaction was cut behind the log's entry, its record is read as SQL has it once the entry is there."""
+    world = World(server.url, sqlite_url, namespace)
+    world.app.put(accounts, {"id": 1, "balance": 1})
+    world.drain()
+    before = appended(server).stat().st_size
+    world.app.put(accounts, {"id": 1, "balance": 2})
+    written = appended(server).read_bytes()[before:]
+    if flushed:
+        world.drain()
+    record = b":accounts:1\r\n"
+    # In the middle of the command that writes the record: where a command ends, Redis would drop the whole transaction.
+    crash(server, before + written.index(record))
+    with redis.Redis.from_url(server.url) as plain:
+        with plain.pipeline(transaction=True) as other:
+            other.set("other", 1).set("more", 1).execute()
+        assert plain.xrevrange(world.log, count=1)[0][0].endswith(b"-0")
+        crash(server, appended(server).stat().st_size)
+        assert plain.xrevrange(world.log, count=1)[0][0].endswith(b"-1")
+        assert plain.hget(world.app.keys.record(0, "accounts", "1"), "balance") == b"1"
+    world.app.links.drop_idle()
+    expected = 2
+    if again == "increment":
+        world.app.increment(accounts, 1, {"balance": 10})
+        expected = 12
+    elif again == "put":
+        world.app.put(accounts, {"id": 1, "balance": 10})
+        expected = 10
+    world.drain()
+    assert world.app.get(accounts, 1) == {"id": 1, "balance": expected}
+    world.app.increment(accounts, 1, {"balance": 100})
+    world.drain()
+    assert world.app.get(accounts, 1) == {"id": 1, "balance": expected + 100}
+    with world.app.database.connect() as connection:
+        assert connection.execute(sa.select(accounts.c.balance)).scalar_one() == expected + 100
+    world.app.close()
+
+
 def test_an_emptied_redis_takes_new_writes(server: EmbeddedRedis, sqlite_url: str, namespace: str, caplog: Any) -> None:
     """After FLUSHALL under a running flusher, new writes land beside what SQL has, and the loss is logged."""
     world = World(server.url, sqlite_url, namespace)

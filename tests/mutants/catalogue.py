@@ -660,6 +660,22 @@ ROLLED_BACK = [
         f"{ROLLBACKS}::test_an_undone_write_stays_undone",
     ),
     mutant(
+        "half-written-trusted",
+        "the beginning of a transaction that Redis was killed in is believed whole",
+        TAKEOVER,
+        "        for epoch, last in state.last_before.items():",
+        "        for epoch, last in ():",
+        f"{ROLLBACKS}::test_half_a_write_comes_back",
+    ),
+    mutant(
+        "ghosts-read",
+        "a record that came back with a lost write is shown until a flusher has looked",
+        READER,
+        "                    or is_ghost(version, lineages[wanted.partition])",
+        "",
+        f"{ROLLBACKS}::test_an_undone_write_is_not_read",
+    ),
+    mutant(
         "written-again-though-applied",
         "what SQL has is applied once more, because Redis had lost it",
         MERGING,

@@ -11,6 +11,7 @@ from writebehind.recovery.takeover import (
     Claim,
     Confirmed,
     Distrust,
+    Doubt,
     Effect,
     Expunge,
     Inspect,
@@ -155,6 +156,13 @@ def test_ghosts_go_before_anything_is_believed() -> None:
     effects, start = play(at("5-8"), known, ([], []))
     assert effects.index(Expunge([b"5-9"], at("5-8"))) < effects.index(Trust(9, None))
     assert start.ghosts == 1
+
+
+def test_the_last_records_before_an_epoch_are_doubted() -> None:
+    """The last transaction of a history may be half: the log has it, and its records are as they were before."""
+    known = replace(state("9-1", "9-1"), floor=9, lineage={5: None, 9: at("5-8")}, last_before={9: at("5-8")})
+    effects, _ = play(at("5-8"), known, ([], []))
+    assert effects.index(Doubt(9, at("5-8"), at("5-8"))) < effects.index(Trust(9, None))
 
 
 def test_a_full_redis_is_served_without_a_verdict() -> None:
