@@ -358,7 +358,7 @@ def test_nothing_forged_drives_a_terminal(
         ["dead-letters", "list", "--key", evil],
         ["dead-letters", "show", evil],
         ["status"],
-        ["drain", "--timeout", "0.2"],
+        ["drain", "--timeout", "5"],
         ["verify"],
         ["recover"],
         ["doctor"],
