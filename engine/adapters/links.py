@@ -31,6 +31,9 @@ Command = Sequence[Any]
 IDLE_SECONDS = 0.005
 """After this long a connection is looked at before it is used again: its server may have closed it."""
 
+EPOCH_STEPS = 2**20
+"""From how many numbers the random part of an epoch's is drawn: histories that begin at once have different ones."""
+
 IDENTITY_SECONDS = 1.0
 """How long a connection's primary is taken to be what it was."""
 
@@ -331,7 +334,7 @@ def open_epoch(link: Link, keys: Keys, partition: int) -> bytes:
         redis.RedisError: the server refuses, or the connection failed.
     """
     link.identify()
-    arguments = (link.identity, secrets.randbelow(256))
+    arguments = (link.identity, secrets.randbelow(EPOCH_STEPS))
     epoch: bytes = link.script(OPEN_EPOCH, (keys.logs[partition], keys.metas[partition]), arguments)
     return epoch
 

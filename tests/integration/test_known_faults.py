@@ -528,6 +528,28 @@ def test_another_primary_opens_an_epoch(app: WriteBehind, client: Any) -> None:
     assert balances(app) == {1: 2}
 
 
+def test_histories_that_begin_at_once_are_no_twins(
+    app: WriteBehind, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number that tells them apart is one of a million, and what the largest one begins is flushed, too."""
+    drawn: list[int] = []
+
+    def largest(count: int) -> int:
+        drawn.append(count)
+        return count - 1
+
+    monkeypatch.setattr("secrets.randbelow", largest)
+    epochs = []
+    for _ in range(3):
+        client.hset(app.keys.metas[0], "identity", "another primary")
+        epochs.append(app.increment(accounts, 1, {"balance": 1}).entry_id.epoch)
+    finish(app)
+    assert min(drawn) >= 2**20
+    assert epochs == sorted(set(epochs))
+    assert epochs[-1] < 2**52
+    assert balances(app) == {1: 3}
+
+
 # Writing
 
 

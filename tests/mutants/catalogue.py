@@ -173,6 +173,14 @@ WRITING = [
         f"{FAULTS}::test_an_emptied_redis_opens_an_epoch_that_never_was",
     ),
     mutant(
+        "epochs-from-a-byte",
+        "two histories that begin at once share an epoch, once in 256 times: writes of one pass for flushed ones",
+        LINKS,
+        "EPOCH_STEPS = 2**20",
+        "EPOCH_STEPS = 256",
+        f"{FAULTS}::test_histories_that_begin_at_once_are_no_twins",
+    ),
+    mutant(
         "dirty-record-expires",
         "a record written again keeps its time to live: evicted, an old row is read in its place",
         APPEND,

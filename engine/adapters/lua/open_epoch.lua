@@ -1,11 +1,13 @@
 -- Begin a new epoch on a partition, unless the current one began on this very primary and its log is there.
 --
 -- KEYS  1 log (stream)   2 meta (hash)
--- ARGV  1 identity of the primary, read on this connection just now   2 random byte, 0 to 255
+-- ARGV  1 identity of the primary, read on this connection just now   2 random number, 0 to 2^20 - 1
 -- Reply the current epoch. The first one makes the log with its consumer group, which a full Redis would refuse later.
 --
--- The number is milliseconds * 256 + random byte, or the last epoch plus a random step where that is larger:
--- unique across histories, so that a replica that never saw the last epoch does not open its twin.
+-- The number is milliseconds * 256 plus the random one, or the last epoch plus a step of that size where that is larger:
+-- unique across histories, so that a replica that never saw the last epoch does not open its twin. Two that begin at once,
+-- or after the same epoch with clocks that are behind, are twins once in a million. A step is worth four seconds at the
+-- most; numbers stay below 2^53, exact in a double, for a thousand years.
 -- The lineage keeps where the predecessor ended, which tells exactly what a rollback took.
 -- Stopped half way: cannot be. Repeat: returns the epoch that the first call opened.
 
