@@ -161,6 +161,9 @@ def backlog(position: EntryID, end: EntryID | None, lineage: Lineage) -> int:
 def parse_lineage(meta: Mapping[bytes, bytes]) -> dict[int, EntryID | None]:
     """Read the lineage from a partition's meta hash: ``lineage:<epoch>`` is ``<last ID before>@<milliseconds>``.
 
+    Without epochs that are not of this history: the beginning of one, lost with the rest of its transaction, may come
+    back at a later start, among epochs that were begun meanwhile.
+
     Raises:
         LogDamaged: it is none. What it says would otherwise lead in a circle.
     """
@@ -173,9 +176,25 @@ def parse_lineage(meta: Mapping[bytes, bytes]) -> dict[int, EntryID | None]:
                 lineage[epoch] = known = None if base == b"0-0" else EntryID.parse(base)
                 if epoch < 1 or (known is not None and not (0 < known.epoch < epoch and known.sequence >= 0)):
                     raise damaged()
+        current = int(meta.get(b"epoch", b"0")) or max(lineage, default=0)
     except ValueError:
         raise damaged() from None
+    following: int | None = None
+    for epoch in sorted(lineage, reverse=True):
+        if epoch > current or (following is not None and not _follows(following, epoch, lineage)):
+            del lineage[epoch]
+        else:
+            following = epoch
     return lineage
+
+
+def _follows(later: int, epoch: int, lineage: Lineage) -> bool:
+    """Tell whether an epoch began where an earlier one ended: at its last entry, or where it began if it has none.
+
+    One that began with no log at all follows any: somebody has deleted that.
+    """
+    base = lineage[later]
+    return base is None or base == lineage[epoch] or base.epoch == epoch
 
 
 def damaged() -> LogDamaged:

@@ -668,6 +668,14 @@ ROLLED_BACK = [
         f"{ROLLBACKS}::test_an_undone_write_stays_undone",
     ),
     mutant(
+        "lost-epoch-in-the-lineage",
+        "entries of an epoch are taken for ghosts, because the beginning of a lost one came back above its number",
+        "engine/core/contiguity.py",
+        "        if epoch > current or (following is not None and not _follows(following, epoch, lineage)):",
+        "        if False:",
+        "tests/unit/test_contiguity.py::test_an_epoch_that_never_was_is_not_in_the_lineage",
+    ),
+    mutant(
         "half-written-trusted",
         "the beginning of a transaction that Redis was killed in is believed whole",
         TAKEOVER,

@@ -88,6 +88,25 @@ def test_the_lineage_is_read_from_the_meta_hash() -> None:
     assert parse_lineage(meta) == {5: None, 8: at("5-3")}
 
 
+def test_an_epoch_that_never_was_is_not_in_the_lineage() -> None:
+    """Its beginning came back after it was lost, and its number is above that of the one begun in its place."""
+    lost = {b"lineage:5": b"0-0@1", b"lineage:7": b"5-2@2", b"lineage:8": b"5-2@2"}
+    assert parse_lineage({**lost, b"epoch": b"7"}) == {5: None, 7: at("5-2")}
+    assert parse_lineage({**lost, b"epoch": b"9", b"lineage:9": b"7-4@3"}) == {5: None, 7: at("5-2"), 9: at("7-4")}
+
+
+def test_an_epoch_without_entries_is_in_the_lineage() -> None:
+    """The one after it begins where it began."""
+    meta = {b"epoch": b"9", b"lineage:5": b"0-0@1", b"lineage:7": b"5-2@2", b"lineage:9": b"5-2@3"}
+    assert parse_lineage(meta) == {5: None, 7: at("5-2"), 9: at("5-2")}
+
+
+def test_what_was_before_a_deleted_log_is_in_the_lineage() -> None:
+    """The epoch that was begun on an empty log does not undo the earlier ones."""
+    meta = {b"epoch": b"9", b"lineage:5": b"0-0@1", b"lineage:7": b"5-2@2", b"lineage:9": b"0-0@3"}
+    assert parse_lineage(meta) == {5: None, 7: at("5-2"), 9: None}
+
+
 def test_an_epoch_of_which_redis_kept_only_the_beginning() -> None:
     """SQL is ahead by what it applied of that epoch; nothing is missing."""
     lineage = {5: None, 7: at("5-9"), 9: at("5-9")}
