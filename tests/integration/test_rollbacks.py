@@ -325,6 +325,28 @@ def test_half_a_write_comes_back(
     world.app.close()
 
 
+@pytest.mark.parametrize("flushed", [True, False])
+def test_a_foreign_key_under_a_doubted_record(
+    server: EmbeddedRedis, sqlite_url: str, namespace: str, *, flushed: bool
+) -> None:
+    """What another program has put in the place of a record is left alone, and stops no takeover."""
+    world = World(server.url, sqlite_url, namespace)
+    world.app.put(accounts, {"id": 1, "balance": 1})
+    if flushed:
+        world.drain()
+    name = world.app.keys.record(0, "accounts", "1")
+    with redis.Redis.from_url(server.url) as plain:
+        plain.set(name, "foreign")
+        crash(server, appended(server).stat().st_size)
+        world.app.links.drop_idle()
+        world.app.put(accounts, {"id": 2, "balance": 2})
+        world.drain()
+        assert plain.get(name) == b"foreign"
+    with world.app.database.connect() as connection:
+        assert sorted(connection.execute(sa.select(accounts.c.balance)).scalars()) == [1, 2]
+    world.app.close()
+
+
 def test_an_emptied_redis_takes_new_writes(server: EmbeddedRedis, sqlite_url: str, namespace: str, caplog: Any) -> None:
     """After FLUSHALL under a running flusher, new writes land beside what SQL has, and the loss is logged."""
     world = World(server.url, sqlite_url, namespace)

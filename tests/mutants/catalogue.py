@@ -668,6 +668,14 @@ ROLLED_BACK = [
         f"{ROLLBACKS}::test_an_undone_write_stays_undone",
     ),
     mutant(
+        "foreign-key-stops-a-takeover",
+        "another program's key under a record's name halts its partition after a restart of Redis",
+        "engine/adapters/lua/distrust.lua",
+        "kind == 'hash' and redis.call('HGET', key, ':version')",
+        "redis.call('HGET', key, ':version')",
+        f"{ROLLBACKS}::test_a_foreign_key_under_a_doubted_record",
+    ),
+    mutant(
         "lost-epoch-in-the-lineage",
         "entries of an epoch are taken for ghosts, because the beginning of a lost one came back above its number",
         "engine/core/contiguity.py",
