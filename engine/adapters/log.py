@@ -334,7 +334,16 @@ class Log:
     ) -> int:
         if not records:
             return 0
-        return int(link.script(DISTRUST, records, (below, *position, "" if last is None else str(last), *ghosts)))
+        arguments = (below, *position, "" if last is None else str(last), *ghosts)
+        try:
+            return int(link.script(DISTRUST, records, arguments))
+        except redis.ResponseError as error:
+            if refusal(error).code != "WRONGTYPE":
+                raise
+            if len(records) == 1:
+                # Somebody else's key in the place of a record, and left alone.
+                return 0
+        return sum(self._distrust(link, [record], below, position, last=last, ghosts=ghosts) for record in records)
 
     def trust(self, partition: int, floor: int, judged: int | None) -> None:
         """Let records be believed again, once this history was compared with SQL. Repeat: harmless.

@@ -7,18 +7,17 @@
 -- Reply how many records were removed or became markers.
 --
 -- What SQL has not applied yet stays; where ARGV[1] is '', or ARGV[4] is not, it becomes a marker, whose reads wait for
--- SQL. What is no hash is somebody else's, and left alone. Stopped half way: cannot be. Repeat: harmless.
+-- SQL. Stopped half way: cannot be. Repeat: harmless.
 
 local ghosts = {}
 local last = ARGV[4]
 for i = 5, #ARGV do ghosts[ARGV[i]] = true end
 local changed = 0
 for _, key in ipairs(KEYS) do
-  local kind = redis.call('TYPE', key).ok
-  local version = kind == 'hash' and redis.call('HGET', key, ':version')
+  local version = redis.call('HGET', key, ':version')
   local epoch, sequence = string.match(version or '', '^(%d+)-(%d+)$')
   epoch, sequence = tonumber(epoch), tonumber(sequence)
-  if last ~= '' and (kind == 'hash' or kind == 'none') and (not epoch or epoch < tonumber(ARGV[1])) then
+  if last ~= '' and (not epoch or epoch < tonumber(ARGV[1])) then
     redis.call('DEL', key)
     redis.call('HSET', key, ':version', last, ':state', 'marker')
     changed = changed + 1
