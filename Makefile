@@ -4,13 +4,14 @@ ARGS ?=
 SEEDS ?= 2000
 FAULTS ?= 200
 FUZZ_SECONDS ?= 600
+SECONDS ?= 30
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 ROOMS := engine flushers recovery drills bench examples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz lint types imports bench campaign mutants simulate build clean
+.PHONY: help setup demo load test fuzz lint types imports bench campaign mutants simulate build clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +28,9 @@ $(STAMP): constraints.txt pyproject.toml setup.py .ci/link
 
 demo: setup ## Show a crash and a recovery on servers of its own (ARGS=...)
 	$(BIN)/writebehind demo $(ARGS)
+
+load: setup ## Load the FastAPI example while its flusher is killed twice (SECONDS=30)
+	$(BIN)/python -P -m writebehind.examples.load.cli --seconds $(SECONDS) $(ARGS)
 
 test: setup ## Run the tests, two at a time (ARGS="-k name -x")
 	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)

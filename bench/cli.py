@@ -17,9 +17,10 @@ from writebehind.bench.lag import lag
 from writebehind.bench.memory import memory
 from writebehind.bench.poison import poison
 from writebehind.bench.pressure import SECONDS_FACTOR, pressure
+from writebehind.bench.reads import many, one
 from writebehind.bench.report import Figure, rendered, surroundings
 from writebehind.bench.trial import Plan
-from writebehind.bench.writes import batched, single
+from writebehind.bench.writes import batched, concurrent, single
 from writebehind.engine.embedded import EmbeddedPostgreSQL, EmbeddedRedis
 from writebehind.engine.errors import ConfigurationError
 
@@ -32,6 +33,8 @@ TABLE_WIDTH = 170
 PARTS: dict[str, Callable[[Plan], list[Figure]]] = {
     "put": single,
     "batch": batched,
+    "async": concurrent,
+    "get": lambda plan: one(plan) + many(plan),
     "drain": drains,
     "poison": poison,
     "lag": lambda plan: lag(plan, engine_rate(plan) / 2),

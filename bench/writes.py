@@ -1,18 +1,21 @@
 """What a write costs the service, compared with the least that redis-py can do."""
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 import redis
+import redis.asyncio
 
 from writebehind.bench.report import Figure, Target, percentile
 from writebehind.bench.trial import BATCH_WRITES, Plan, Trial, trial
 from writebehind.bench.workload import record
+from writebehind.engine import AsyncWriteBehind
 from writebehind.engine.core.partitioning import partition_of
 
-__all__ = ["batched", "single"]
+__all__ = ["batched", "concurrent", "hashes_of", "seconds_of", "single", "timed"]
 
 SINGLE_ROUNDS = 15
 SINGLE_WRITES_MAX = 1000
@@ -20,6 +23,7 @@ BATCHED_ROUNDS = 9
 BATCHED_WRITES_MAX = 10_000
 SINGLE_TARGET = Target(at_most=1.5)
 BATCHED_TARGET = Target(at_least=0.8)
+TASKS = 64
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -32,10 +36,10 @@ def single(plan: Plan) -> list[Figure]:
     bare: list[list[float]] = []
     with trial(plan) as now, redis.Redis.from_url(plan.redis) as client:
         put, table = now.engine.put, now.table
-        hashes = _hashes(now, records)
+        hashes = hashes_of(now, records)
         for _ in range(SINGLE_ROUNDS + 1):
-            ours.append(_timed(lambda each: put(table, each), records))
-            bare.append(_timed(lambda each: client.hset(each[0], mapping=each[1]), hashes))
+            ours.append(timed(lambda each: put(table, each), records))
+            bare.append(timed(lambda each: client.hset(each[0], mapping=each[1]), hashes))
     figures = []
     for share, name, target in ((0.5, "p50", SINGLE_TARGET), (0.99, "p99", None)):
         # The first round warms up.
@@ -53,9 +57,7 @@ def batched(plan: Plan) -> list[Figure]:
     ours: list[float] = []
     bare: list[float] = []
     with trial(plan) as now, redis.Redis.from_url(plan.redis) as client:
-        hashes = _hashes(now, records)
-        logs = [f"{log}:bare" for log in now.engine.keys.logs]
-        placed = [partition_of(str(each["id"]), len(logs)) for each in records]
+        commands = _commands(now, records)
 
         def put_all() -> None:
             for start in range(0, writes, BATCH_WRITES):
@@ -66,16 +68,14 @@ def batched(plan: Plan) -> list[Figure]:
         def pipeline_all() -> None:
             for start in range(0, writes, BATCH_WRITES):
                 pipeline = client.pipeline(transaction=False)
-                for index in range(start, min(start + BATCH_WRITES, writes)):
-                    name, mapping = hashes[index]
-                    payload = _encode((1, 1, "accounts", name, records[index]))
+                for log, name, mapping, each in commands[start : start + BATCH_WRITES]:
                     pipeline.hset(name, mapping=mapping)
-                    pipeline.xadd(logs[placed[index]], {"m": name, "p": payload})
+                    pipeline.xadd(log, {"m": name, "p": _encode((1, 1, "accounts", name, each))})
                 pipeline.execute()
 
         for _ in range(BATCHED_ROUNDS + 1):
-            ours.append(writes / _seconds(put_all))
-            bare.append(writes / _seconds(pipeline_all))
+            ours.append(writes / seconds_of(put_all))
+            bare.append(writes / seconds_of(pipeline_all))
     return [
         Figure.compared(
             "batch",
@@ -89,7 +89,68 @@ def batched(plan: Plan) -> list[Figure]:
     ]
 
 
-def _hashes(now: Trial, records: Sequence[dict[str, Any]]) -> list[tuple[str, dict[Any, Any]]]:
+def concurrent(plan: Plan) -> list[Figure]:
+    """Measure tasks that put one record after another against pipelines of as many writes, batched by hand."""
+    return asyncio.run(_concurrent(plan))
+
+
+async def _concurrent(plan: Plan) -> list[Figure]:
+    writes = min(plan.entries, BATCHED_WRITES_MAX)
+    records = [record(key, key) for key in range(writes)]
+    ours: list[float] = []
+    bare: list[float] = []
+    with trial(plan) as now:
+        engine = AsyncWriteBehind(
+            redis=plan.redis, database=now.engine.database, tables=[now.table], namespace=now.engine.keys.namespace
+        )
+        commands = _commands(now, records)
+        async with engine, redis.asyncio.Redis.from_url(plan.redis) as client:
+
+            async def put_all() -> None:
+                left = iter(records)
+
+                async def put_some() -> None:
+                    for each in left:
+                        await engine.put(now.table, each)
+
+                await asyncio.gather(*(put_some() for _ in range(TASKS)))
+
+            async def pipeline_all() -> None:
+                for start in range(0, writes, TASKS):
+                    pipeline = client.pipeline(transaction=False)
+                    for log, name, mapping, each in commands[start : start + TASKS]:
+                        pipeline.hset(name, mapping=mapping)
+                        pipeline.xadd(log, {"m": name, "p": _encode((1, 1, "accounts", name, each))})
+                    await pipeline.execute()
+
+            for _ in range(BATCHED_ROUNDS + 1):
+                for work, rates in ((put_all, ours), (pipeline_all, bare)):
+                    before = time.perf_counter()
+                    await work()
+                    rates.append(writes / (time.perf_counter() - before))
+    return [
+        Figure.compared(
+            "async",
+            f"puts of {TASKS} tasks",
+            "writes/s",
+            ours[1:],
+            bare[1:],
+            target=BATCHED_TARGET,
+            note=f"bare pipelines of {TASKS} times HSET + XADD, redis.asyncio",
+        )
+    ]
+
+
+def _commands(now: Trial, records: Sequence[dict[str, Any]]) -> list[tuple[str, str, dict[Any, Any], dict[str, Any]]]:
+    """Return for each record the stream, the hash, what that holds, and the record."""
+    logs = [f"{log}:bare" for log in now.engine.keys.logs]
+    return [
+        (logs[partition_of(str(each["id"]), len(logs))], name, mapping, each)
+        for (name, mapping), each in zip(hashes_of(now, records), records, strict=True)
+    ]
+
+
+def hashes_of(now: Trial, records: Sequence[dict[str, Any]]) -> list[tuple[str, dict[Any, Any]]]:
     """Return for each record the name and the texts of a hash like the engine's own."""
     plan = now.engine.plan_of(now.table)
     hashes = []
@@ -101,7 +162,7 @@ def _hashes(now: Trial, records: Sequence[dict[str, Any]]) -> list[tuple[str, di
     return hashes
 
 
-def _timed(write: Callable[[Any], object], items: Sequence[Any]) -> list[float]:
+def timed(write: Callable[[Any], object], items: Sequence[Any]) -> list[float]:
     """Return the microseconds of each write."""
     clock = time.perf_counter
     times = []
@@ -112,7 +173,8 @@ def _timed(write: Callable[[Any], object], items: Sequence[Any]) -> list[float]:
     return times
 
 
-def _seconds(work: Callable[[], None]) -> float:
+def seconds_of(work: Callable[[], None]) -> float:
+    """Return how long some work takes."""
     before = time.perf_counter()
     work()
     return time.perf_counter() - before

@@ -286,6 +286,7 @@ def on_stage(plan: Plan, sql: SqlServer | None = None) -> Iterator[Stage]:
         make_room(app.database, replace=plan.replace)
         if not redis.own:
             stack.callback(forget_keys, redis.url, namespace)
+            stack.callback(app.close)  # before that: it tells what its reads have met with
         if not database.own:
             stack.callback(forget_rows, app.database, namespace, had_control=_has_control(app.database))
         stage = Stage(

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from writebehind.engine.adapters.appender import Appender
 from writebehind.engine.adapters.deadline import Deadline, pause
-from writebehind.engine.core.appending import Call, Full, exhausted
+from writebehind.engine.core.appending import Call, Full, Refused, exhausted, final
 from writebehind.engine.core.composing import Draft
 from writebehind.engine.errors import BacklogFull, WriteBehindError, WriteOutcomeUnknown
-from writebehind.engine.receipts import Receipt
+from writebehind.engine.receipts import Acceptance, Receipt
 
-__all__ = ["send"]
+__all__ = ["failed", "fill", "refused", "send"]
 
 
 def send(
@@ -56,19 +56,19 @@ def send(
             waiting.pop(partition, None)
             if isinstance(result, tuple):
                 filled = list(itertools.islice(unfilled[partition], call.entries))
-                _fill(filled, result, call)
+                fill(filled, result, call)
                 if call.through:
                     through.append(filled)
                 continue
             del queues[partition]
-            failures.append(exhausted(result) if isinstance(result, Full) else result)
+            failures.append(refused(result))
         pauses = pauses + 1 if len(waiting) == len(queues) else 0
         if waiting and pauses:
             pause(pauses, min(deadline.left_seconds() for _, deadline in waiting.values()))
     if not failures:
         return through, None
     accepted = sum(receipt.durability is not None for listed in receipts.values() for receipt in listed)
-    return through, _failed(failures, accepted, sum(map(len, receipts.values())))
+    return through, failed(failures, accepted, sum(map(len, receipts.values())))
 
 
 def _wave(
@@ -89,7 +89,14 @@ def _wave(
             del queues[partition]
 
 
-def _failed(failures: Sequence[Exception], accepted: int, total: int) -> Exception:
+def refused(result: Full | Refused | Exception) -> Exception:
+    """Return the error of a call that is not made again."""
+    if isinstance(result, Full):
+        return exhausted(result)
+    return final(result) if isinstance(result, Refused) else result
+
+
+def failed(failures: Sequence[Exception], accepted: int, total: int) -> Exception:
     """Return the failure that says the least, with what became of the others: part of a batch may be accepted."""
     worst = next((error for error in failures if isinstance(error, WriteOutcomeUnknown)), failures[0])
     if accepted == 0 or not isinstance(worst, WriteBehindError):
@@ -103,7 +110,8 @@ def _failed(failures: Sequence[Exception], accepted: int, total: int) -> Excepti
     return error
 
 
-def _fill(receipts: Sequence[Receipt], result: tuple[bytes, bytes], call: Call) -> None:
+def fill(receipts: Sequence[Acceptance], result: tuple[bytes, bytes], call: Call) -> None:
+    """Fill in the receipts of a call's entries, all of which it has."""
     raw_id, identity = result
     in_doubt = bool(call.doubts)
     if len(receipts) == 1:

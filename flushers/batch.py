@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from writebehind.engine.adapters.log import RawEntry
+from writebehind.engine.adapters.log_replies import RawEntry
 from writebehind.engine.core.coalescing import Changes
 from writebehind.engine.core.positions import EntryID
 from writebehind.flushers.suspect import Suspect

@@ -168,6 +168,10 @@ def init(app: WriteBehind, *, create_tables: bool, as_json: bool) -> None:
         click.echo("\n".join(done) or "nothing to do")
 
 
+KINDS = {"rows_per_second_max": float, "rows_per_second_total_max": int, "concurrent_batches_max": int}
+"""Of settings that have no value by default."""
+
+
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that tune a flusher."""
     defaults = FlusherSettings()
@@ -177,11 +181,12 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ("lease_ttl_seconds", "After this long a dead flusher's work is taken over."),
         ("retention_seconds", "How long flushed entries stay in the log."),
         ("rows_per_second_max", "SQL operations of one flusher process [default: as many as it can]."),
+        ("rows_per_second_total_max", "SQL operations of all flushers together [default: as many as they can]."),
         ("concurrent_batches_max", "Flushers that serve at a time; others stand by [default: all serve]."),
         ("commit_seconds_target", "A batch that takes longer to commit is followed by smaller ones."),
     ):
         value = getattr(defaults, name)
-        kind = {"rows_per_second_max": float, "concurrent_batches_max": int}.get(name, type(value))
+        kind = KINDS.get(name, type(value))
         command = click.option(
             f"--{name.replace('_', '-')}", type=kind, default=value, show_default=value is not None, help=help_text
         )(command)
@@ -231,6 +236,7 @@ def status(app: WriteBehind, *, as_json: bool, as_metrics: bool) -> None:
         for row in found.damaged:
             say(f"partition {row.partition} DAMAGED: {row.damaged}")
         _print_letters(found)
+        _print_reads(found)
         for row in found.pressed:
             say(f"partition {row.partition} UNDER PRESSURE: writes are held (limit on {row.pressure})")
         for loss in found.losses[:LOSSES_SHOWN]:
@@ -241,6 +247,24 @@ def status(app: WriteBehind, *, as_json: bool, as_metrics: bool) -> None:
 
 def _figure(value: float | None, width: int, places: int) -> str:
     return f"{'?' if value is None else f'{value:.{places}f}':>{width}}"
+
+
+def _print_reads(found: "Status") -> None:
+    for table, counts in found.reads.items():
+        if counts.hit_rate is not None:
+            say(
+                f"reads of {table}: {100 * counts.hit_rate:.1f} % hits of {counts.hits + counts.misses}, "
+                f"{counts.negative_hits} negative, {counts.loads} loaded in {counts.load_ms / 1000:.1f} s, "
+                f"{counts.waits} waited, {counts.stale} stale, {counts.not_kept} not kept, {counts.evictions} evicted"
+            )
+    for cache, cached in found.caches.items():
+        if cached.hit_rate is not None:
+            say(
+                f"reads of cache {cache}: {100 * cached.hit_rate:.1f} % hits of {cached.hits + cached.misses}, "
+                f"{cached.local_hits} local, {cached.negative_hits} negative, "
+                f"{cached.loads} loaded in {cached.load_seconds:.1f} s, {cached.waits} waited, {cached.stale} stale, "
+                f"{cached.uncached} not kept, {cached.evictions} evicted"
+            )
 
 
 def _print_letters(found: "Status") -> None:
@@ -301,6 +325,10 @@ def _load_app(name: str) -> WriteBehind:
         raise ConfigurationError(f"--app {name}: {error}", "give MODULE:ATTRIBUTE as Python would import it") from error
     app = found() if callable(found) and not isinstance(found, WriteBehind) else found
     if not isinstance(app, WriteBehind):
+        from writebehind.engine import AsyncWriteBehind  # noqa: PLC0415 - keeps --help fast
+
+        if isinstance(app, AsyncWriteBehind):
+            return app.blocking
         raise ConfigurationError(f"--app {name} is a {type(app).__name__}", "it has to be a WriteBehind or make one")
     return app
 

@@ -16,14 +16,16 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar, assert_never
 
 from writebehind.engine import WriteBehind
+from writebehind.engine.adapters.hits import Hits
 from writebehind.engine.adapters.links import Links
 from writebehind.engine.adapters.log import Log
 from writebehind.engine.adapters.memory import Memory
+from writebehind.engine.adapters.reader import keeping_of
 from writebehind.engine.errors import LeaseLost, LogDamaged, RedisUnavailable
 from writebehind.flushers.apart import Apart
 from writebehind.flushers.batch import Batch, Segment
@@ -46,6 +48,7 @@ from writebehind.flushers.retrying import retrying
 from writebehind.flushers.sessions import flusher_engine
 from writebehind.flushers.settlement import Settlement
 from writebehind.flushers.sifting import Attempt, Outcome, Record
+from writebehind.flushers.total_rate import TotalRate
 from writebehind.flushers.transaction import Transaction
 from writebehind.flushers.trouble import Trouble
 
@@ -77,6 +80,7 @@ class Flusher:
         app: the engine whose namespace, tables and servers to use.
         settings: how to do it.
         member: whether to claim a fair share among other flushers; a drain takes only what is free.
+        among: the partitions that come into question; None for all.
         stopping: set this event to make ``run`` finish its batch and return.
 
     Durability: rows are in SQL when their offset is; nothing is acknowledged before. Repeat: any number of flushers
@@ -89,6 +93,7 @@ class Flusher:
         settings: FlusherSettings | None = None,
         *,
         member: bool = True,
+        among: Collection[int] | None = None,
         stopping: threading.Event | None = None,
     ) -> None:
         self.settings = settings or FlusherSettings()
@@ -119,12 +124,17 @@ class Flusher:
             leases=leases,
             log=self._log,
             member=member,
+            among=among,
             stopping=self.stopping,
             tell=self._apart.tell,
         )
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="writebehind-intake")
         self._settlement = Settlement(
-            self.holdings, self._log, app.keys, app.settings.record_ttl_seconds, self.settings.retention_seconds
+            self.holdings,
+            self._log,
+            app.keys,
+            None if app.settings.record_ttl_seconds is None else keeping_of(app.settings),
+            self.settings.retention_seconds,
         )
         self._trouble = Trouble(
             holdings=self.holdings,
@@ -138,6 +148,10 @@ class Flusher:
         )
         self._memory = Memory(self._links, app.settings.redis_memory_share_max)
         self._pacing = Pacing(self.settings, time.monotonic())
+        self._total_rate: TotalRate | None = None
+        if (rate := self.settings.rows_per_second_total_max) is not None:
+            wait_seconds_max = self.settings.lease_ttl_seconds / 4
+            self._total_rate = TotalRate(Hits(self._links, app.keys), app.keys.flushed(rate), rate, wait_seconds_max)
 
     @property
     def tally(self) -> Tally:
@@ -166,7 +180,7 @@ class Flusher:
                 batch, upcoming = self._collect(upcoming), None
                 if batch is None:
                     continue
-                self._pacing.take(len(batch.changes), time.monotonic())
+                self._take(len(batch.changes))
                 if not self.holdings.are_due():
                     upcoming = self._reading.submit(self._read)
                 upcoming = self._commit(batch, upcoming)
@@ -181,6 +195,8 @@ class Flusher:
             self.stopping.wait(IDLE_SECONDS)
             return None
         pause_seconds = self._pacing.wait_seconds(time.monotonic())
+        if not pause_seconds and self._total_rate is not None:
+            pause_seconds = self._total_rate.wait_seconds()
         if pause_seconds:
             # In pieces, so that leases are renewed in between.
             self.stopping.wait(pause_seconds)
@@ -198,6 +214,12 @@ class Flusher:
             self.stopping.wait(settings.linger_seconds)
             batch = self._intake.read_more(batch, cursors, entries_max, mutations_max)
         return batch
+
+    def _take(self, rows: int) -> None:
+        """Note SQL operations that the database is given now."""
+        self._pacing.take(rows, time.monotonic())
+        if self._total_rate is not None:
+            self._total_rate.take(rows)
 
     def _collect(self, upcoming: "Future[Batch | None]") -> Batch | None:
         try:
@@ -324,7 +346,7 @@ class Flusher:
             case Read(segment, places):
                 return self._transaction.letters(segment.partition, places)
             case Attempt(suspects):
-                self._pacing.take(sum(len(each.mutations or ()) for each in suspects), time.monotonic())
+                self._take(sum(len(each.mutations or ()) for each in suspects))
                 return self._apart.write(suspects)
             case Record(segment, outcome):
                 self._transaction.record(segment, outcome, self.holdings.cursors[segment.partition].quarantine)

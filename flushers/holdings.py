@@ -70,12 +70,14 @@ class Holdings:
         leases: the flusher's, in SQL.
         log: the logs.
         member: whether to claim a fair share among other flushers, or all that is free.
+        among: the partitions that come into question; None for all.
         stopping: ends pauses.
         tell: called with dead letters that were made by a commit whose reply was lost.
 
     Attributes:
         cursors: by partition.
         tally: what was done.
+        members: how many flushers claimed a share when leases were tended last, this one among them if it does.
     """
 
     def __init__(
@@ -86,16 +88,19 @@ class Holdings:
         leases: Leases,
         log: Log,
         member: bool,
+        among: Collection[int] | None,
         stopping: threading.Event,
         tell: Callable[[DeadLetter], Any],
     ) -> None:
         self.cursors: dict[int, Cursor] = {}
         self.tally = Tally()
+        self.members = 0
         self._app = app
         self._settings = settings
         self._leases = leases
         self._log = log
         self._member = member
+        self._among = among
         self._stopping = stopping
         self._tell = tell
         self._untold: dict[int, Collection[int]] = {}
@@ -168,14 +173,14 @@ class Holdings:
             self._redis_lost_at = None
 
     def _tend_leases(self) -> None:
-        members = self._leases.tend(self.cursors.keys(), member=self._member)
+        members = self.members = self._leases.tend(self.cursors.keys(), member=self._member)
         total = self._app.keys.partitions
         if self._tended_at == float("-inf"):
             self._require_database(total)
         self._drop_taken(self._leases.held())
         share = self._share(members, total) if self._member else total
         self._release_surplus(share)
-        for lease in self._leases.take(share - len(self.cursors), avoid=self.cursors.keys()):
+        for lease in self._leases.take(share - len(self.cursors), avoid=self.cursors.keys(), among=self._among):
             self.cursors[lease.partition] = self._cursor(lease)
         self._tended_at = time.monotonic()
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -10,9 +10,12 @@ import sqlalchemy as sa
 from writebehind.engine import WriteBehind
 from writebehind.engine.adapters.control_tables import epochs, flushers, losses, now_ms, partitions
 from writebehind.engine.adapters.log import Log, LogState
+from writebehind.engine.adapters.read_counters import summed_cache_reads, summed_reads
 from writebehind.engine.adapters.sql_reasons import sql_reason
+from writebehind.engine.core.caching import CacheCounts
 from writebehind.engine.core.contiguity import backlog, begin
 from writebehind.engine.core.positions import EntryID
+from writebehind.engine.core.read_counts import ReadCounts
 from writebehind.engine.errors import ConfigurationError, DatabaseUnavailable, LogDamaged
 from writebehind.flushers.intake import made_at_ms
 from writebehind.recovery.dead_letters import counts
@@ -95,6 +98,8 @@ class Status:
         losses: what Redis has lost so far, the latest first.
         dead_letters: by table, the writes that SQL refused and those that wait behind them; under the empty name those
             that nobody can read.
+        reads: by table, what reads have met with, as processes have told it, a few seconds ago or when they ended.
+        caches: the same by cache.
     """
 
     namespace: str
@@ -102,6 +107,8 @@ class Status:
     flushers: int
     losses: list[LossStatus]
     dead_letters: dict[str, LetterCounts]
+    reads: dict[str, ReadCounts] = field(default_factory=dict)
+    caches: dict[str, CacheCounts] = field(default_factory=dict)
 
     @property
     def backlog(self) -> int:
@@ -143,6 +150,8 @@ class Status:
             "lost_entries": self.lost_entries,
             "losses": [asdict(loss) for loss in self.losses],
             "dead_letters": {table: asdict(count) for table, count in self.dead_letters.items()},
+            "reads": {table: asdict(counts) | {"hit_rate": counts.hit_rate} for table, counts in self.reads.items()},
+            "caches": {cache: asdict(counts) | {"hit_rate": counts.hit_rate} for cache, counts in self.caches.items()},
             "halted": [partition.partition for partition in self.halted],
             "damaged": [partition.partition for partition in self.damaged],
             "pressed": [partition.partition for partition in self.pressed],
@@ -185,6 +194,8 @@ def status(app: WriteBehind) -> Status:
         flushers=alive,
         losses=found_losses,
         dead_letters=counts(app),
+        reads=summed_reads(app.links, app.keys),
+        caches=summed_cache_reads(app.links, app.keys),
     )
 
 

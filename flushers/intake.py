@@ -15,7 +15,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from writebehind.engine.adapters.log import Log, RawEntry
+from writebehind.engine.adapters.log import Log
+from writebehind.engine.adapters.log_replies import RawEntry
 from writebehind.engine.core.coalescing import Changes
 from writebehind.engine.core.contiguity import Lineage, backlog, step
 from writebehind.engine.core.mutation_ids import made_ms

@@ -174,12 +174,13 @@ class Leases:
             )
             return int(connection.execute(sa.select(sa.func.count()).select_from(flushers).where(before)).scalar_one())
 
-    def take(self, wanted: int, *, avoid: Collection[int] = ()) -> list[Lease]:
+    def take(self, wanted: int, *, avoid: Collection[int] = (), among: Collection[int] | None = None) -> list[Lease]:
         """Take up to so many partitions that are free, whose lease has expired, or that this holder has dropped.
 
         Args:
             wanted: how many.
             avoid: the partitions that this holder serves.
+            among: the partitions that come into question; None for all.
 
         Repeat: takes more. Crash: a lease taken and not used expires.
         """
@@ -194,6 +195,8 @@ class Leases:
                 partitions.c.holder == self._holder,
             ),
         )
+        if among is not None:
+            free = sa.and_(free, partitions.c.partition.in_(sorted(among)))
         self._end_frozen_sessions()
         with self._engine.begin() as connection:
             # Locks are skipped where the database can: the holder of a lock is at work on that partition.

@@ -17,7 +17,7 @@ from functools import partial
 import msgspec
 
 from writebehind.engine.adapters.declaration import DeclaredTable
-from writebehind.engine.adapters.log import RawEntry
+from writebehind.engine.adapters.log_replies import RawEntry
 from writebehind.engine.core.coalescing import Changes, TableChanges
 from writebehind.engine.core.origin import Origin
 from writebehind.engine.core.payload import Mutation, decode, keys_in

@@ -4,6 +4,7 @@ Source of the format: prometheus.io, "Text-based format", version 0.0.4.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Final
 
 from writebehind.flushers.inspection import Status
@@ -30,6 +31,20 @@ def _lines(found: Status) -> Iterator[str]:
         for table, count in found.dead_letters.items()
         for state in ("refused", "retrying", "waiting")
     ]
+    reads = [
+        ({"table": table, "what": name}, float(amount))
+        for table, counted in found.reads.items()
+        for name, amount in asdict(counted).items()
+        if name != "load_ms"
+    ]
+    cached = [
+        ({"cache": cache, "what": name}, float(amount))
+        for cache, counted in found.caches.items()
+        for name, amount in asdict(counted).items()
+        if name != "load_seconds"
+    ]
+    cache_seconds = [({"cache": cache}, counted.load_seconds) for cache, counted in found.caches.items()]
+    load_seconds = [({"table": table}, counted.load_ms / 1000) for table, counted in found.reads.items()]
     everything: Sequence[tuple[str, str, str, list[Sample]]] = (
         ("backlog_entries", "gauge", "Entries that SQL has not applied; none where damaged.", of_partitions("backlog")),
         ("lag_seconds", "gauge", "Age of the oldest of them.", of_partitions("lag_seconds")),
@@ -69,6 +84,10 @@ def _lines(found: Status) -> Iterator[str]:
             [({}, float(sum(loss.rewritten for loss in found.losses)))],
         ),
         ("dead_letters", "gauge", "Writes that SQL refuses, and those that wait behind them.", letters),
+        ("reads_total", "counter", "Records read, by what was met with; hits + misses is all.", reads),
+        ("read_load_seconds_total", "counter", "Time spent asking SQL for them.", load_seconds),
+        ("cache_reads_total", "counter", "Reads of caches, by what was met with.", cached),
+        ("cache_load_seconds_total", "counter", "Time spent in their loaders.", cache_seconds),
         ("flushers", "gauge", "Flushers that are alive.", [({}, float(found.flushers))]),
     )
     for name, kind, meaning, samples in everything:

@@ -47,11 +47,12 @@ class Pacing:
 
     def __init__(self, settings: FlusherSettings, now: float) -> None:
         self._rate = settings.rows_per_second_max
+        rates = [each for each in (self._rate, settings.rows_per_second_total_max) if each is not None]
         self._target_seconds = settings.commit_seconds_target
         self._ceiling = settings.batch_entries_max
         self.mutations_max = sys.maxsize
-        if self._rate is not None:
-            self.mutations_max = max(1, int(self._rate * BURST_SECONDS))
+        if rates:
+            self.mutations_max = max(1, int(min(rates) * BURST_SECONDS))
             self._ceiling = min(self._ceiling, self.mutations_max)
         self._floor = max(1, int(self._ceiling * FLOOR_SHARE))
         self._wait_max = settings.lease_ttl_seconds / 4

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from writebehind.engine.adapters.log import Acknowledgement, Log
 from writebehind.engine.core.keys import Keys
 from writebehind.engine.core.positions import EntryID
+from writebehind.engine.core.read_counts import Keeping
 from writebehind.engine.errors import LogDamaged, RedisUnavailable
 from writebehind.flushers.batch import Batch
 from writebehind.flushers.cursor import Cursor
@@ -28,7 +29,7 @@ class Settlement:
         holdings: the partitions served.
         log: the logs.
         keys: the namespace's key names.
-        record_ttl_seconds: how long a clean record stays in Redis; None for ever.
+        keeping: how long a clean record stays in Redis; None for ever.
         retention_seconds: how long flushed entries stay in the log.
 
     Attributes:
@@ -36,29 +37,33 @@ class Settlement:
     """
 
     def __init__(
-        self, holdings: Holdings, log: Log, keys: Keys, record_ttl_seconds: float | None, retention_seconds: float
+        self, holdings: Holdings, log: Log, keys: Keys, keeping: Keeping | None, retention_seconds: float
     ) -> None:
         self._holdings = holdings
         self._log = log
         self._keys = keys
-        self._ttl_ms = 0 if record_ttl_seconds is None else max(1, int(record_ttl_seconds * 1000))
+        self._ttl_ms = self._spread_ms = 0
+        if keeping is not None:
+            self._ttl_ms = keeping.record_ms(0.0)
+            self._spread_ms = self._ttl_ms - keeping.record_ms(1.0)
         self._retention_seconds = retention_seconds
         self.short_of_memory = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writebehind-settle")
         self._under_way: list[Future[None]] = []
 
-    def submit(self, batch: Batch, lettered: Collection[int] = ()) -> None:
+    def submit(self, batch: Batch, lettered: Collection[int] = (), *, late: bool = False) -> None:
         """Have a committed batch acknowledged.
 
         Args:
             batch: it.
             lettered: partitions that may have dead letters although their cursors know of none yet.
+            late: SQL has taken dead letters, so that no record that was loaded meanwhile is whole.
         """
         now = time.monotonic()
         todo = []
         for number, segment in enumerate(batch.segments):
             cursor = self._holdings.cursors.get(segment.partition)
-            whole, other = self._settled(batch, segment.partition)
+            whole, other = self._settled(batch, segment.partition, late=late)
             todo.append(
                 Acknowledgement(
                     partition=segment.partition,
@@ -68,10 +73,12 @@ class Settlement:
                     whole=whole,
                     other=other,
                     ttl_ms=self._ttl_ms,
+                    spread_ms=max(1, self._spread_ms),
                     trim_below=self._trim_point(cursor, now) if cursor else None,
                     # Rows are counted for the batch as a whole.
                     flushed_rows=0 if number else len(batch.changes),
                     letters=cursor is None or bool(cursor.quarantine or segment.parked) or cursor.number in lettered,
+                    late=late,
                 )
             )
         self._submit(todo)
@@ -111,7 +118,9 @@ class Settlement:
     def _submit(self, todo: Sequence[Acknowledgement]) -> None:
         self._under_way.append(self._thread.submit(self._log.acknowledge, todo))
 
-    def _settled(self, batch: Batch, partition: int) -> tuple[list[tuple[str, bytes]], list[tuple[str, bytes]]]:
+    def _settled(
+        self, batch: Batch, partition: int, *, late: bool
+    ) -> tuple[list[tuple[str, bytes]], list[tuple[str, bytes]]]:
         stem = self._keys.stems[partition]
         whole: list[tuple[str, bytes]] = []
         other: list[tuple[str, bytes]] = []
@@ -119,13 +128,13 @@ class Settlement:
             prefix = f"{stem}{name}:"
             puts, touched = table.puts, table.touched
             versions = table.versions.get(partition, {})
-            if not (table.touched or table.inserts):
+            if not (table.touched or table.inserts or late):
                 whole += zip(map(prefix.__add__, versions), versions.values(), strict=True)
                 continue
             for key, version in versions.items():
-                (whole if key in puts and key not in touched else other).append((prefix + key, version))
-        # A whole record without a time to live stays as it is.
-        return whole if self._ttl_ms else [], other
+                (other if late or key not in puts or key in touched else whole).append((prefix + key, version))
+        # Without a time to live a whole record stays as it is; but what was loaded before this commit goes.
+        return (whole, other) if self._ttl_ms else ([], [*whole, *other])
 
     def collect(self, *, everything: bool) -> None:
         """Find out what became of acknowledgements; where one has failed, every partition is taken over anew.

@@ -154,7 +154,7 @@ class Trouble:
         if segment.ids:
             self._holdings.note(batch)
         self._apart.note(cursor, segment, outcome)
-        self._settlement.submit(batch)
+        self._settlement.submit(batch, late=any(suspect.letter for suspect in outcome.applied))
         return None
 
     def retry_letters(self) -> None:

@@ -56,6 +56,9 @@ __all__ = [
 LOOKS_MAX: Final = 5
 """How often a record is looked at that is written all the while; then it counts as pending."""
 
+LEASE_FIELDS: Final = frozenset({b":overlay", b":token", b":until"})
+"""What readers note in a record while they load what it lacks."""
+
 FLOAT_TOLERANCE: Final = 1e-9
 """Relative: increments of floats are exact to rounding only, in Redis one by one, in SQL added up before."""
 
@@ -115,7 +118,7 @@ class Sighting:
     Attributes:
         raw: its fields as they are in Redis.
         state: what the hash says about the record.
-        version: the entry that changed it last, or None where it does not say.
+        version: the entry that changed it last, or None where it does not say, or was only loaded from SQL.
         values: user values of the declared columns that it has.
         trouble: why it cannot be read, or None.
         suspect: it is from before a rollback of Redis that nobody has compared with SQL yet.
@@ -242,7 +245,7 @@ def compare(
                 now = again[each.key]
                 if now is None:
                     continue
-                if each.sighting is not None and (now.raw, now.trouble) == (each.sighting.raw, each.sighting.trouble):
+                if each.sighting is not None and _is_unchanged(each.sighting, now):
                     judged.append(each)
                 else:
                     left.append(each.key)
@@ -258,6 +261,12 @@ def compare(
         )
         for key in left
     ]
+
+
+def _is_unchanged(before: Sighting, now: Sighting) -> bool:
+    """Tell whether nobody has written a record meanwhile; readers come and go with their leases."""
+    stand = [{name: value for name, value in each.raw.items() if name not in LEASE_FIELDS} for each in (before, now)]
+    return stand[0] == stand[1] and before.trouble == now.trouble
 
 
 def assess(keys: Sequence[RecordKey]) -> Generator[Effect, Any, dict[RecordKey, Assessed]]:
@@ -323,7 +332,8 @@ def _judge(
     held = {key for key in lettered if assessed[key].stand is not Stand.LOST}
     judged += [_held(key, assessed[key].sighting) for key in to_load if key in held]
     to_load = [key for key in to_load if key not in held]
-    comparable = [key for key in to_load if assessed[key].sighting.state is not Standing.IN_LOG]
+    unread = {Standing.IN_LOG, Standing.LOADING}
+    comparable = [key for key in to_load if assessed[key].sighting.state not in unread]
     rows: Mapping[RecordKey, Row | Unreadable] = (yield LoadRows(comparable)) if comparable else {}
     judged += [_verdict(key, assessed[key], rows.get(key), columns[key.table]) for key in to_load]
     return judged, [key for key, each in assessed.items() if each.stand is Stand.MOVING and not each.sighting.trouble]
@@ -343,8 +353,12 @@ def _verdict(key: RecordKey, assessed: Assessed, row: Row | Unreadable | None, c
             problem = "an increment or insert that SQL never had" if lost else ""
         case _ if isinstance(row, Unreadable):
             problem = row.trouble
+        case Standing.LOADING:
+            pass
         case Standing.ABSENT:
             problem = "deleted, but SQL has the row" if row is not None else ""
+        case Standing.NO_ROW:
+            problem = "SQL had no such row, and has one now" if row is not None else ""
         case Standing.WHOLE if row is None:
             problem = "SQL has no such row"
         case Standing.WHOLE | Standing.OVERLAY if row is not None:

@@ -153,7 +153,7 @@ def _examine(link: Link, app: WriteBehind) -> RedisFacts:
         waitaof_waits=_try_waitaof(link, facts, scratch),
     )
     # Last: where it cannot end its probe, it closes the link.
-    return replace(facts, denied=denied_to_self(link, scratch))
+    return replace(facts, denied=denied_to_self(link, scratch, app.keys.cache_channel("doctor")))
 
 
 def _try_waitaof(link: Link, facts: RedisFacts, scratch: str) -> bool | None:

@@ -24,6 +24,8 @@ STATE_NAMES: Final = {
     Standing.OVERLAY: "partial",
     Standing.IN_LOG: "marker",
     Standing.ABSENT: "tombstone",
+    Standing.LOADING: "loading",
+    Standing.NO_ROW: "absent",
 }
 
 
@@ -37,7 +39,7 @@ class Finding:
         table: the table, or None where the key belongs to none.
         key_text: the record's key, likewise.
         partition: likewise.
-        state: what the hash says about the record: full, partial, marker or tombstone.
+        state: what the hash says about the record: full, partial, marker, tombstone, loading or absent.
         version: the entry that changed it last.
         columns: the columns in which Redis and SQL differ.
         detail: what is wrong, without values.

@@ -96,7 +96,7 @@ def from_cache(
             if entry is None:
                 counts[fate] += 1
             else:
-                rewrites.append(Rewrite(records.name(key), each.sighting.raw[b":version"], entry))
+                rewrites.append(Rewrite(records.name(key), each.sighting.raw.get(b":version"), entry))
         done: Sequence[bool] = [True] * len(rewrites) if dry_run else writer.write(rewrites)
         counts["rewritten"] += sum(done)
         counts["changed"] += len(done) - sum(done)

@@ -14,7 +14,8 @@ from typing import Any, Final
 import redis
 
 from writebehind.engine import WriteBehind
-from writebehind.engine.adapters.log import GROUP, Log, LogState, RawEntry
+from writebehind.engine.adapters.log import GROUP, Log, LogState
+from writebehind.engine.adapters.log_replies import RawEntry
 from writebehind.engine.core.contiguity import backlog, step
 from writebehind.engine.core.payload import Mutation, Op, PayloadError, decode
 from writebehind.engine.core.positions import ORIGIN, EntryID

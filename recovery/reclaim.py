@@ -98,13 +98,13 @@ def perform(log: Log, partition: int, effect: Effect) -> Reply:
         case OpenEpoch():
             return log.open_epoch(partition)
         case Expunge(ghosts, position):
-            log.expunge(partition, ghosts, position)
+            log.doubts.expunge(partition, ghosts, position)
         case Doubt(epoch, last, position):
-            log.doubt(partition, epoch, last, position)
+            log.doubts.doubt(partition, epoch, last, position)
         case Distrust(below, position):
-            return log.distrust(partition, below, position)
+            return log.doubts.distrust(partition, below, position)
         case Trust(floor, judged):
-            log.trust(partition, floor, judged)
+            log.doubts.trust(partition, floor, judged)
         case MakeGroup(position):
             return log.ensure_group(partition, position)
         case Claim():

@@ -9,9 +9,10 @@ import redis
 from writebehind.engine import WriteBehind
 from writebehind.engine.adapters.declaration import DeclaredTable
 from writebehind.engine.adapters.links import refusal
+from writebehind.engine.adapters.rows import UnreadableRow
 from writebehind.engine.adapters.scripts import MISSING
 from writebehind.engine.core.positions import ORIGIN, EntryID
-from writebehind.engine.core.reading import STATES, Standing
+from writebehind.engine.core.reading import STATES, Standing, loaded_at
 from writebehind.engine.errors import ConfigurationError, RedisUnavailable
 from writebehind.recovery.comparison import (
     Absent,
@@ -116,10 +117,11 @@ class Records:
             return None
         raw = dict(zip(reply[::2], reply[1::2], strict=True))
         state = STATES.get(raw.get(b":state", b""), Standing.IN_LOG)
-        version, values = None, {}
+        version, loaded, values = None, None, {}
         if trouble is None:
             try:
-                version = EntryID.parse(raw[b":version"])
+                loaded = loaded_at(raw)
+                version = EntryID.parse(raw[b":version"]) if loaded is None else None
                 values = self._app.tables[key.table].plan.decode_fields(raw)
             except (KeyError, ValueError):
                 trouble = "it does not say which entry changed it last"
@@ -136,7 +138,7 @@ class Records:
             trouble=trouble,
             # The reader asks SQL for these, too.
             suspect=(known is not None and known != identity)
-            or (version is not None and floor is not None and version.epoch < int(floor)),
+            or (floor is not None and any(mark is not None and mark.epoch < int(floor) for mark in (version, loaded))),
             settled=version is not None and version <= (EntryID.parse(watermark) if watermark else ORIGIN),
         )
 
@@ -167,10 +169,9 @@ class Records:
     def _load_table(self, declared: DeclaredTable, keys: Sequence[RecordKey]) -> dict[RecordKey, Row | Unreadable]:
         try:
             rows: Mapping[str, Row] = self._app.rows.load(declared, {key.key_text: key.values for key in keys})
-        except (ValueError, TypeError, LookupError, ArithmeticError) as error:
-            # SQLAlchemy cannot read a value that another program has stored.
+        except UnreadableRow as error:
             if len(keys) == 1:
-                return {keys[0]: Unreadable(f"SQL has a value that is none of its column: {type(error).__name__}")}
+                return {keys[0]: Unreadable(error.message)}
             half = len(keys) // 2
             return self._load_table(declared, keys[:half]) | self._load_table(declared, keys[half:])
         return {key: rows[key.key_text] for key in keys if key.key_text in rows}

@@ -111,7 +111,7 @@ class Repair:
         return done
 
     def _write(self, todo: Sequence[tuple[Judged, Entry]]) -> list[bool]:
-        return self._writer.write([Rewrite(self._name(judged), _mark(judged), entry) for judged, entry in todo])
+        return self._writer.write([Rewrite(self._name(judged), _mark(judged) or None, entry) for judged, entry in todo])
 
     def _entry(self, judged: Judged) -> Entry | None:
         """Return what makes SQL follow a record, or None where its hash does not tell."""

@@ -29,12 +29,12 @@ class Rewrite:
 
     Attributes:
         record: name of the record's hash.
-        version: the version that the hash has to have still.
+        version: the version that the hash has to have still; None for none, as where it was only loaded from SQL.
         entry: what to append.
     """
 
     record: str
-    version: bytes
+    version: bytes | None
     entry: Entry
 
 

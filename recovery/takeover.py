@@ -8,7 +8,8 @@ Invariants:
 2. Reading begins right after what SQL has applied of this log's own history; what was delivered before and not
    applied is replayed from there, whoever it was delivered to.
 3. Where Redis has a new history, its records are believed again only after it was compared with SQL: what SQL has
-   newer is removed first. Each rollback is judged once.
+   newer is removed first. Each rollback is judged once. Where it has nothing of the history that SQL has, and was never
+   served, what was loaded into it goes.
 4. Repeating the takeover, whole or after dying at any step, changes nothing further.
 
 ::
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from writebehind.engine.adapters.log import LogState
+from writebehind.engine.adapters.log_replies import RawEntry
 from writebehind.engine.core.contiguity import Lineage, ahead, begin
 from writebehind.engine.core.positions import ORIGIN, EntryID
 
@@ -64,7 +66,7 @@ class Expunge:
     forgot it at the next start, and was reminded of it at the one after that.
     """
 
-    ghosts: Sequence[bytes]
+    ghosts: Sequence[RawEntry]
     position: EntryID
 
 
@@ -77,7 +79,7 @@ class Doubt:
     """
 
     epoch: int
-    last: EntryID
+    last: RawEntry
     position: EntryID
 
 
@@ -184,6 +186,10 @@ def takeover(offset: EntryID, earlier: Mapping[int, EntryID]) -> Generator[Effec
         if behind is not None:
             distrusted = _answer(int, (yield Distrust(behind, position)))
         yield Trust(state.floor, behind)
+    elif state.watermark is None and state.lineage and position == ORIGIN and offset != ORIGIN:
+        # Nobody has served this history yet, and SQL has another one, which may have gone on until now: what reads have
+        # loaded here may be from before that.
+        distrusted = _answer(int, (yield Distrust(max(state.lineage), position)))
     made = state.delivered is None
     served = not made or (yield MakeGroup(position)) is not False
     # A full Redis may refuse the group: what it holds is read by position, which frees memory in the end.

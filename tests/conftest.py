@@ -145,3 +145,9 @@ def wait_until_empty(collect: Callable[[], list[str]]) -> list[str]:
     while (left := collect()) and time.monotonic() < deadline:
         time.sleep(0.01)
     return left
+
+
+@pytest.fixture
+def even_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a value is refreshed early is no matter of luck: every draw is one half."""
+    monkeypatch.setattr("random.random", lambda: 0.5)

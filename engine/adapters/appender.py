@@ -3,7 +3,7 @@
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import redis
@@ -16,14 +16,20 @@ from writebehind.engine.adapters.memory import Memory
 from writebehind.engine.adapters.rewriter import Rewriter
 from writebehind.engine.adapters.scripts import APPEND
 from writebehind.engine.config import Backpressure, EngineSettings
-from writebehind.engine.core.appending import Call, Full, Lost, Refused, Reply, Unsent, append
+from writebehind.engine.core.appending import Call, Full, Lost, Refused, Reply, Unfit, Unsent, append
 from writebehind.engine.core.keys import Keys
 from writebehind.engine.core.origin import Origin
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.core.pressure import EXEMPT, OUT_OF_MEMORY, Drainage, Held, admission
-from writebehind.engine.errors import RedisUnavailable, WriteBehindError
+from writebehind.engine.errors import ConfigurationError, RedisUnavailable, WriteBehindError
 
-__all__ = ["Appender"]
+__all__ = ["Appender", "Result"]
+
+Result = tuple[bytes, bytes] | Full | Refused | Exception
+"""What becomes of a call: the last entry's ID and the primary's identity, or why it is not accepted.
+
+Only ``Full`` and ``Refused`` say for certain that nothing of it was written, and that the server itself has refused it.
+"""
 
 ANCHOR_SECONDS_MAX = 5.0
 """How old the last known entry may be where a retry begins to search; well below any sensible retention."""
@@ -94,40 +100,76 @@ class Appender:
         """
         (anchor,) = self._anchors([call.partition])
         result = self._drive(call, anchor, Deadline(self.timeout_seconds))
-        if isinstance(result, Full):
-            raise RuntimeError("a call of its own waits for room by itself")  # noqa: TRY004 - a broken invariant
+        if not isinstance(result, tuple):
+            raise RuntimeError("a call of its own ends by itself")  # noqa: TRY004 - a broken invariant
         return result
 
-    def append_all(self, sent: Sequence[tuple[Call, Deadline]]) -> list[tuple[bytes, bytes] | Full | Exception]:
+    def append_all(self, sent: Sequence[tuple[Call, Deadline]]) -> list[Result]:
         """Append calls of different partitions in one round trip; failures stand in their place.
 
         No call waits for room here, because the others would wait with it: the caller begins it anew. What else may
         pass is waited for until the call's deadline, which it may share with others.
         """
+        found = dict(itertools.chain.from_iterable(self.append_each(sent)))
+        return [found[number] for number in range(len(sent))]
+
+    def append_each(self, sent: Sequence[tuple[Call, Deadline]]) -> Iterator[list[tuple[int, Result]]]:
+        """Do what ``append_all`` does; yield what becomes of the calls, by number, those first that need no more."""
         calls = [call for call, _ in sent]
         anchors = self._anchors([call.partition for call in calls])
         first = self._run_all(calls)
-        results: list[tuple[bytes, bytes] | Full | Exception] = []
-        for (call, deadline), anchor, (identity, reply, fenced) in zip(sent, anchors, first, strict=True):
+        yield [
+            (number, (self._done(calls[number], reply, fenced=fenced), identity))
+            for number, (identity, reply, fenced) in enumerate(first)
+            if type(reply) is bytes
+        ]
+        for number, ((call, deadline), anchor, (identity, reply, _)) in enumerate(
+            zip(sent, anchors, first, strict=True)
+        ):
             if type(reply) is bytes:
-                results.append((self._done(call, reply, fenced=fenced), identity))
                 continue
             unknown = isinstance(reply, Refused) and reply.code == "NOSCRIPT"
             try:
                 # Where the reply is lost, the identity's place holds the history that the attempt was made in.
                 known = None if unknown else reply
-                results.append(self._drive(call, anchor, deadline, known, identity, together=True))
+                yield [(number, self._drive(call, anchor, deadline, known, identity, together=True))]
             except Exception as error:  # noqa: BLE001 - handed to the caller, who raises it
-                results.append(error)
-        return results
+                yield [(number, error)]
 
     def _run_all(self, calls: Sequence[Call]) -> list[tuple[bytes, Reply, int]]:
+        """Make the first attempt of each call; one that its partition is not fit for stays out, and the others go."""
         try:
-            link = self._link_for(calls)
+            link = self.links.take()
         except redis.ResponseError as error:
             return [(b"", refusal(error), 0)] * len(calls)
+        except ConfigurationError as error:
+            return [(b"", Unfit(error), 0)] * len(calls)
         except (redis.RedisError, RedisUnavailable) as error:
             return [(b"", Unsent(error), 0)] * len(calls)
+        try:
+            unmet = self._meet_each(link, [call.partition for call in calls])
+        except RedisUnavailable as error:
+            self.drop(link)
+            return [(b"", Unsent(error), 0)] * len(calls)
+        except BaseException:
+            self.drop(link)
+            raise
+        replies = iter(self._exchange(link, [call for call in calls if call.partition not in unmet]))
+        return [(b"", unmet[call.partition], 0) if call.partition in unmet else next(replies) for call in calls]
+
+    def _meet_each(self, link: Link, partitions: Sequence[int]) -> dict[int, Reply]:
+        """Meet the history of each partition; return what is the matter with those that cannot be written to."""
+        unmet: dict[int, Reply] = {}
+        for partition in partitions:
+            try:
+                self.rewriter.meet(link.identity, partition)
+            except redis.ResponseError as error:
+                unmet[partition] = refusal(error)
+            except ConfigurationError as error:
+                unmet[partition] = Unfit(error)
+        return unmet
+
+    def _exchange(self, link: Link, calls: Sequence[Call]) -> list[tuple[bytes, Reply, int]]:
         replies: list[tuple[bytes, Reply, int]] = []
         stamps = [self.stamp() for _ in calls]
         fenced = [stamp if call.partition in self.suspect else 0 for call, stamp in zip(calls, stamps, strict=True)]
@@ -154,16 +196,6 @@ class Appender:
         self.links.give(link)
         return replies
 
-    def _link_for(self, calls: Sequence[Call]) -> Link:
-        link = self.links.take()
-        try:
-            for call in calls:
-                self.rewriter.meet(link.identity, call.partition)
-        except (redis.ResponseError, RedisUnavailable):
-            self.drop(link)
-            raise
-        return link
-
     def _anchors(self, partitions: Sequence[int]) -> list[bytes]:
         """Return an entry of each partition above which a call will stand; to be asked before its first attempt.
 
@@ -186,6 +218,8 @@ class Appender:
             except RedisUnavailable:
                 # Idle for long, or Redis was restarted: all idle links are as old.
                 self.links.drop_idle()
+            except ConfigurationError:
+                break  # each call says so
         return [b"0-0"] * len(partitions)
 
     def _drive(
@@ -197,7 +231,7 @@ class Appender:
         history: bytes = b"",
         *,
         together: bool = False,
-    ) -> tuple[bytes, bytes] | Full:
+    ) -> tuple[bytes, bytes] | Full | Refused:
         protocol = append(together=together)
         attempts = Attempts(self, call, anchor, history if isinstance(reply, Lost) else b"", deadline)
         try:
@@ -208,7 +242,7 @@ class Appender:
                 effect = protocol.send(attempts.perform(effect))
         except StopIteration as stop:
             attempts.finish()
-            if isinstance(stop.value, Full):
+            if isinstance(stop.value, Full | Refused):
                 return stop.value
             call.doubts = attempts.doubts(stop.value)
             return self._done(call, stop.value, fenced=attempts.fenced), attempts.identity
@@ -290,7 +324,7 @@ class Appender:
             call.call_id,
             anchor,
             f"{self.search_entries_max} {Origin(doubts=doubts)}" if doubts else self.search_entries_max,
-            *(EXEMPT if through else self._admissions[self._memory.short]),
+            *(EXEMPT if through else self._admissions[self._memory.short_of(call.payload_bytes)]),
             *call.arguments,
         )
 

@@ -9,9 +9,9 @@ from hiredis import pack_command
 from writebehind.engine.adapters.deadline import Deadline, pause
 from writebehind.engine.adapters.links import Link, refusal
 from writebehind.engine.adapters.scripts import APPEND
-from writebehind.engine.core.appending import Call, Effect, Lost, OpenEpoch, Pause, Refused, Reply, Run, Unsent
+from writebehind.engine.core.appending import Call, Effect, Lost, OpenEpoch, Pause, Refused, Reply, Run, Unfit, Unsent
 from writebehind.engine.core.positions import EntryID
-from writebehind.engine.errors import RedisUnavailable
+from writebehind.engine.errors import ConfigurationError, RedisUnavailable
 
 if TYPE_CHECKING:
     from writebehind.engine.adapters.appender import Appender
@@ -159,6 +159,8 @@ class Attempts:
                 appender.drop(self._link)
             self._link = None
             return Unsent(error)
+        except ConfigurationError as error:
+            return Unfit(error)
         return None
 
     def _run_text(self, link: Link, command: tuple[Any, ...], *, fenced_off: bool) -> Reply:
@@ -197,6 +199,8 @@ class Attempts:
                 self._appender.drop(link)
             self._link = None
             return Unsent(error)
+        except ConfigurationError as error:
+            return Unfit(error)
         return None
 
     def _pause(self, attempt: int) -> bool:

@@ -2,8 +2,15 @@
 
 import random
 import time
+from collections.abc import Generator
+from typing import TypeVar
 
-__all__ = ["Deadline", "pause"]
+__all__ = ["Deadline", "Waiting", "pause", "pause_seconds", "wait_out"]
+
+Result = TypeVar("Result")
+
+Waiting = Generator[float, None, Result]
+"""Work that has to wait now and then: it yields for how many seconds, holding no connection meanwhile."""
 
 PAUSE_SECONDS = 0.005
 PAUSE_SECONDS_MAX = 0.5
@@ -37,5 +44,19 @@ def pause(attempt: int, seconds_max: float) -> None:
         attempt: number of the attempt that failed, from 1.
         seconds_max: no longer than this.
     """
-    seconds = min(PAUSE_SECONDS_MAX, PAUSE_SECONDS * 2.0 ** min(attempt, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries
-    time.sleep(min(seconds, seconds_max))
+    time.sleep(min(pause_seconds(attempt), seconds_max))
+
+
+def pause_seconds(attempt: int) -> float:
+    """Return how long to wait before the next attempt; see ``pause``."""
+    return min(PAUSE_SECONDS_MAX, PAUSE_SECONDS * 2.0 ** min(attempt, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries
+
+
+def wait_out(work: Waiting[Result]) -> Result:
+    """Do work in this thread, its waiting included."""
+    while True:
+        try:
+            seconds = next(work)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        time.sleep(seconds)

@@ -18,7 +18,7 @@ from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.sql import sqltypes
 from sqlalchemy.types import TypeEngine
 
-from writebehind.engine.config import Backpressure, UnknownColumns, policy_of
+from writebehind.engine.config import Backpressure, UnknownColumns, WritePolicy, policy_of
 from writebehind.engine.core.columns import NO_DEFAULT, Column, Entity, Kind
 from writebehind.engine.core.records import RecordPlan
 from writebehind.engine.errors import ConfigurationError
@@ -43,6 +43,7 @@ class DeclaredTable:
         from_row: by column, what turns SQLAlchemy's result value into a user value, likewise.
         caveats: what the operator should know about the table.
         backpressure: what becomes of its writes where a limit is reached; None: what the engine says.
+        policy: when its writes return, where they do not say so themselves.
         unknown_columns: what a flusher does with writes of columns that are not declared here.
     """
 
@@ -55,6 +56,7 @@ class DeclaredTable:
     from_row: Mapping[str, Converter | None]
     caveats: tuple[str, ...] = ()
     backpressure: Backpressure | None = None
+    policy: WritePolicy = WritePolicy.WRITE_BEHIND
     unknown_columns: UnknownColumns = UnknownColumns.HALT
 
 
@@ -88,8 +90,8 @@ def declare(table_or_class: Any, dialect_name: str, *, partition_by: str | None 
         table_or_class: a ``sqlalchemy.Table`` or a declarative class.
         dialect_name: ``engine.dialect.name`` of the database that it lies in.
         partition_by: the column whose value alone chooses the partition; else what
-            ``Table.info["writebehind"]`` or the class attribute ``__writebehind__`` says, as for ``backpressure`` and
-            ``unknown_columns``.
+            ``Table.info["writebehind"]`` or the class attribute ``__writebehind__`` says, as for ``backpressure``,
+            ``policy`` and ``unknown_columns``.
 
     Raises:
         ConfigurationError: the table cannot be mirrored faithfully; the message names table, column and remedy.
@@ -126,6 +128,7 @@ def declare(table_or_class: Any, dialect_name: str, *, partition_by: str | None 
         backpressure=policy_of(Backpressure, options["backpressure"], "backpressure", f"table {name}")
         if "backpressure" in options
         else None,
+        policy=policy_of(WritePolicy, options.get("policy", WritePolicy.WRITE_BEHIND), "policy", f"table {name}"),
         unknown_columns=policy_of(
             UnknownColumns, options.get("unknown_columns", UnknownColumns.HALT), "unknown_columns", f"table {name}"
         ),

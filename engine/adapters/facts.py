@@ -46,7 +46,7 @@ def redis_facts(link: Link, key: str) -> RedisFacts:
     commands: list[tuple[Any, ...]] = [("INFO", section) for section in SECTIONS]
     commands += [("CONFIG", "GET", *SETTINGS), ("TIME",)]
     before = time.time()
-    replies = link.pipeline([*commands, *dry_runs("default", REPLAYED, key)])
+    replies = link.pipeline([*commands, *dry_runs("default", REPLAYED, key, channel="")])
     here = (before + time.time()) / 2
     told = replies[: len(SECTIONS)]
     config, clock = replies[len(SECTIONS) : len(commands)]

@@ -22,7 +22,7 @@ from redis.sentinel import SentinelConnectionPool
 from writebehind.engine.adapters.scripts import OPEN_EPOCH, Script
 from writebehind.engine.core.appending import Refused
 from writebehind.engine.core.keys import Keys
-from writebehind.engine.errors import ConfigurationError, RedisUnavailable
+from writebehind.engine.errors import ConfigurationError, LogDamaged, RedisUnavailable
 
 __all__ = ["Link", "Links", "open_epoch", "refusal", "unreachable"]
 
@@ -200,6 +200,7 @@ class Links:
             # The parser's own words may quote the password: they must not be seen in a traceback either.
             raise ConfigurationError("the Redis URL is not usable", "use redis://user:password@host:port/0") from None
         self._idle: deque[Link] = deque()
+        self._closed = False
 
     @property
     def database(self) -> int:
@@ -257,6 +258,9 @@ class Links:
 
     def give(self, link: Link) -> None:
         """Take a link back, all replies to which have been read."""
+        if self._closed:
+            link.close()
+            return
         link.idle_since = time.monotonic()
         self._idle.append(link)
 
@@ -277,7 +281,8 @@ class Links:
             raise unreachable(error) from error
         try:
             yield link
-        except redis.ResponseError:
+        except (redis.ResponseError, LogDamaged):
+            # Answers, which were read to their end.
             self.give(link)
             raise
         except redis.RedisError as error:
@@ -313,7 +318,8 @@ class Links:
                 return
 
     def close(self) -> None:
-        """Close all idle links. Links in use are closed by their users."""
+        """Close all idle links, and each one in use as soon as it is given back."""
+        self._closed = True
         self.drop_idle()
 
     def forget(self) -> None:

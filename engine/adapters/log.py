@@ -5,31 +5,28 @@ rolls back with a failover. Nothing here is trimmed above what SQL has.
 """
 
 import logging
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import redis
 
+from writebehind.engine.adapters.doubts import KEYS_PER_SCRIPT, Doubts, around_ends
 from writebehind.engine.adapters.links import Link, Links, open_epoch, refusal
-from writebehind.engine.adapters.scripts import DISTRUST, PUBLISH, SETTLE, TRUST
+from writebehind.engine.adapters.log_replies import RawEntry, refused
+from writebehind.engine.adapters.scripts import PUBLISH, SETTLE
 from writebehind.engine.core.contiguity import damaged, parse_lineage
 from writebehind.engine.core.keys import Keys
-from writebehind.engine.core.payload import PayloadError, decode
 from writebehind.engine.core.positions import ORIGIN, EntryID
-from writebehind.engine.errors import ConfigurationError, LogDamaged, RedisUnavailable
+from writebehind.engine.errors import LogDamaged, RedisUnavailable
 
-__all__ = ["GROUP", "Acknowledgement", "Log", "LogState", "RawEntry"]
+__all__ = ["GROUP", "Acknowledgement", "Log", "LogState"]
 
 logger = logging.getLogger(__name__)
 
 GROUP = b"flushers"
-KEYS_PER_SCRIPT = 1000
-
-RawEntry = Sequence[Any]
-"""``[ID, [field, value, ...]]`` as Redis sends it; a deleted entry has None for its fields."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,9 +40,11 @@ class Acknowledgement:
         whole: records put last, which may become clean now: pairs of key and committed version, one after the other.
         other: records changed otherwise, likewise.
         ttl_ms: time to live of a clean record in milliseconds, 0 for none.
+        spread_ms: a record gets so much less of it at the most, for a part by chance.
         trim_below: entries below this ID may go, or None.
         flushed_rows: SQL operations to add to the partition's count.
         letters: whether the partition may have dead letters.
+        late: whether SQL has taken dead letters, which lack in what was loaded before.
     """
 
     partition: int
@@ -57,6 +56,8 @@ class Acknowledgement:
     trim_below: EntryID | None
     flushed_rows: int
     letters: bool
+    late: bool = False
+    spread_ms: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,8 +86,8 @@ class LogState:
     moved: bool = False
     floor: int | None = None
     judged: int | None = None
-    ghosts: Sequence[bytes] = ()
-    last_before: Mapping[int, EntryID] = field(default_factory=dict)
+    ghosts: Sequence[RawEntry] = ()
+    last_before: Mapping[int, RawEntry] = field(default_factory=dict)
     held: tuple[int, str] | None = None
 
 
@@ -97,6 +98,9 @@ class Log:
         links: connections.
         keys: the namespace's key names.
         consumer: this flusher's name in the group.
+
+    Attributes:
+        doubts: takes out of the logs, and out of belief, what is not of their history.
     """
 
     def __init__(self, links: Links, keys: Keys, consumer: str) -> None:
@@ -104,6 +108,7 @@ class Log:
         self._keys = keys
         self._consumer = consumer.encode()
         self._identity = b""
+        self.doubts = Doubts(self._link, keys)
 
     @contextmanager
     def _link(self) -> Iterator[Link]:
@@ -111,6 +116,7 @@ class Log:
 
         Raises:
             RedisUnavailable: the connection failed, or is to another primary; then the next one will do.
+            LogDamaged, ConfigurationError: what is asked for is refused, as ``refused`` says.
         """
         with self._links.link() as link:
             known, self._identity = self._identity, link.identity
@@ -118,7 +124,10 @@ class Log:
                 raise RedisUnavailable(
                     "Redis was restarted, or is another one", "its history is compared with SQL before going on"
                 )
-            yield link
+            try:
+                yield link
+            except redis.ResponseError as error:
+                raise refused(error) from error
 
     def look(self, partitions: Sequence[int]) -> dict[int, LogState | LogDamaged]:
         """Return the state of some partitions' logs; in place of one that is damaged, what is the matter with it.
@@ -168,9 +177,9 @@ class Log:
     def _state(self, link: Link, partition: int, stream: Any, groups: Any, meta: Any) -> LogState:
         for reply in (stream, groups):
             if isinstance(reply, redis.ResponseError) and "no such key" not in str(reply):
-                raise _refused(reply, self._keys.logs[partition]) from reply
+                raise refused(reply, self._keys.logs[partition]) from reply
         if isinstance(meta, redis.ResponseError):
-            raise _refused(meta, self._keys.metas[partition]) from meta
+            raise refused(meta, self._keys.metas[partition]) from meta
         fields = dict(zip(meta[::2], meta[1::2], strict=True))
         end = delivered = None
         if not isinstance(stream, Exception):
@@ -186,7 +195,7 @@ class Log:
             # The newest epoch has no entry: what stands above its beginning came back after it was lost.
             end = lineage[newest]
         floor = fields.get(b"floor")
-        ghosts, last_before = self._around_ends(link, partition, lineage) if floor else ([], {})
+        ghosts, last_before = around_ends(link, self._keys.logs[partition], lineage) if floor else ([], {})
         return LogState(
             end=end,
             delivered=delivered,
@@ -199,29 +208,6 @@ class Log:
             last_before=last_before,
             held=_held(fields.get(b"held")),
         )
-
-    def _around_ends(
-        self, link: Link, partition: int, lineage: Mapping[int, EntryID | None]
-    ) -> tuple[list[bytes], dict[int, EntryID]]:
-        """Return what stands above the ends of epochs, and by the next epoch the last entry of each, if it is there."""
-        epochs = sorted(lineage)
-        commands = []
-        for epoch, following in pairwise(epochs):
-            base = lineage[following]
-            first = base if base is not None and base.epoch == epoch else f"{epoch}-0"
-            commands.append(("XRANGE", self._keys.logs[partition], str(first), f"({following}-0"))
-        ghosts: list[bytes] = []
-        last_before: dict[int, EntryID] = {}
-        for following, reply in zip(epochs[1:], link.pipeline(commands) if commands else (), strict=True):
-            if isinstance(reply, redis.ResponseError):
-                raise _refused(reply) from reply
-            base = lineage[following]
-            found = [entry[0] for entry in reply]
-            if base is not None and found and found[0] == str(base).encode():
-                last_before[following] = base
-                del found[0]
-            ghosts += found
-        return ghosts, last_before
 
     def open_epoch(self, partition: int) -> bool:
         """Open an epoch where the primary is another one than that of the current one, or the log was deleted.
@@ -239,123 +225,7 @@ class Log:
                 open_epoch(link, self._keys, partition)
             except redis.exceptions.OutOfMemoryError:
                 return False
-            except redis.ResponseError as error:
-                raise _refused(error) from error
         return True
-
-    def expunge(self, partition: int, ghosts: Sequence[bytes], position: EntryID) -> None:
-        """Remove entries that are not of this history, and the records that they touched.
-
-        Args:
-            partition: its number.
-            ghosts: IDs of the entries.
-            position: what SQL has applied; a record above it becomes a marker, others are removed.
-
-        Durability: nothing is lost that was not lost before. Repeat: harmless. Crash: records first, entries last.
-
-        Raises:
-            RedisUnavailable: Redis cannot be reached.
-        """
-        with self._link() as link:
-            try:
-                self._distrust(link, self._touched(link, partition, ghosts), "", position, ghosts=ghosts)
-                link.command("XDEL", self._keys.logs[partition], *ghosts)
-            except redis.ResponseError as error:
-                raise _refused(error) from error
-
-    def doubt(self, partition: int, epoch: int, last: EntryID, position: EntryID) -> None:
-        """Believe no record that the last entry before an epoch has touched, and that was not written since.
-
-        Args:
-            partition: its number.
-            epoch: the epoch.
-            last: the entry.
-            position: what SQL has applied; where the entry is above it, its records become markers.
-
-        Durability: nothing is lost, the log has the entry. Repeat: harmless.
-
-        Raises:
-            RedisUnavailable: Redis cannot be reached.
-        """
-        with self._link() as link:
-            try:
-                records = self._touched(link, partition, [str(last).encode()])
-                self._distrust(link, records, str(epoch), position, last=last if last > position else None)
-            except redis.ResponseError as error:
-                raise _refused(error) from error
-
-    def _touched(self, link: Link, partition: int, entries: Sequence[bytes]) -> list[str]:
-        """Return the names of the records that some entries have touched."""
-        records: set[str] = set()
-        for entry in entries:
-            for _, fields in link.command("XRANGE", self._keys.logs[partition], entry, entry):
-                try:
-                    mutations = decode(fields[3])
-                except (PayloadError, IndexError):
-                    # What cannot be read has touched nothing of ours.
-                    continue
-                records |= {self._keys.record(partition, table, key) for _, table, key, _ in mutations if key}
-        return sorted(records)
-
-    def distrust(self, partition: int, below: int, position: EntryID) -> int:
-        """Remove the partition's records of epochs below one, where SQL has applied them; return how many.
-
-        Cost: one SCAN of the whole Redis database.
-
-        Durability: SQL has what is removed. Repeat: harmless.
-
-        Raises:
-            RedisUnavailable: Redis cannot be reached.
-        """
-        stem, meta = self._keys.stems[partition], self._keys.metas[partition].encode()
-        removed = 0
-        cursor = b"0"
-        with self._link() as link:
-            try:
-                while True:
-                    cursor, found = link.command(
-                        "SCAN", cursor, "MATCH", stem + "*", "COUNT", KEYS_PER_SCRIPT, "TYPE", "hash"
-                    )
-                    removed += self._distrust(link, [name for name in found if name != meta], str(below), position)
-                    if cursor == b"0":
-                        return removed
-            except redis.ResponseError as error:
-                raise _refused(error) from error
-
-    def _distrust(
-        self,
-        link: Link,
-        records: Sequence[Any],
-        below: str,
-        position: EntryID,
-        *,
-        last: EntryID | None = None,
-        ghosts: Sequence[bytes] = (),
-    ) -> int:
-        if not records:
-            return 0
-        arguments = (below, *position, "" if last is None else str(last), *ghosts)
-        try:
-            return int(link.script(DISTRUST, records, arguments))
-        except redis.ResponseError as error:
-            if refusal(error).code != "WRONGTYPE":
-                raise
-            if len(records) == 1:
-                # Somebody else's key in the place of a record, and left alone.
-                return 0
-        return sum(self._distrust(link, [record], below, position, last=last, ghosts=ghosts) for record in records)
-
-    def trust(self, partition: int, floor: int, judged: int | None) -> None:
-        """Let records be believed again, once this history was compared with SQL. Repeat: harmless.
-
-        Raises:
-            RedisUnavailable: Redis cannot be reached.
-        """
-        with self._link() as link:
-            try:
-                link.script(TRUST, [self._keys.metas[partition]], [floor, "" if judged is None else judged])
-            except redis.ResponseError as error:
-                raise _refused(error) from error
 
     def ensure_group(self, partition: int, position: EntryID) -> bool:
         """Make the consumer group at a position where there is none.
@@ -376,7 +246,7 @@ class Log:
                 if isinstance(error, redis.exceptions.OutOfMemoryError):
                     return False
                 if not str(error).startswith("BUSYGROUP"):
-                    raise _refused(error) from error
+                    raise
         return True
 
     def claim(self, partition: int) -> tuple[list[bytes], list[bytes]]:
@@ -395,20 +265,9 @@ class Log:
         cursor = b"0-0"
         with self._link() as link:
             while True:
-                try:
-                    cursor, ids, *deleted = link.command(
-                        "XAUTOCLAIM",
-                        self._keys.logs[partition],
-                        GROUP,
-                        self._consumer,
-                        0,
-                        cursor,
-                        "COUNT",
-                        1000,
-                        "JUSTID",
-                    )
-                except redis.ResponseError as error:
-                    raise _refused(error) from error
+                cursor, ids, *deleted = link.command(
+                    "XAUTOCLAIM", self._keys.logs[partition], GROUP, self._consumer, 0, cursor, "COUNT", 1000, "JUSTID"
+                )
                 claimed += ids
                 if deleted:
                     gone += deleted[0]
@@ -423,13 +282,10 @@ class Log:
         """
         log = self._keys.logs[partition]
         with self._link() as link:
-            try:
-                for consumer in link.command("XINFO", "CONSUMERS", log, GROUP):
-                    facts = dict(zip(consumer[::2], consumer[1::2], strict=True))
-                    if facts[b"name"] != self._consumer and facts[b"pending"] == 0:
-                        link.command("XGROUP", "DELCONSUMER", log, GROUP, facts[b"name"])
-            except redis.ResponseError as error:
-                raise _refused(error) from error
+            for consumer in link.command("XINFO", "CONSUMERS", log, GROUP):
+                facts = dict(zip(consumer[::2], consumer[1::2], strict=True))
+                if facts[b"name"] != self._consumer and facts[b"pending"] == 0:
+                    link.command("XGROUP", "DELCONSUMER", log, GROUP, facts[b"name"])
 
     def read_new(self, partitions: Sequence[int], count: int, block_ms: int) -> dict[int, list[RawEntry]]:
         """Have the group deliver entries that it never delivered before.
@@ -445,13 +301,10 @@ class Log:
         names = [self._keys.logs[number].encode() for number in partitions]
         block: tuple[Any, ...] = ("BLOCK", block_ms) if block_ms else ()
         with self._link() as link:
-            try:
-                reply = link.command(
-                    "XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", count, *block,
-                    "STREAMS", *names, *(b">" for _ in names),
-                )  # fmt: skip
-            except redis.ResponseError as error:
-                raise _refused(error) from error
+            reply = link.command(
+                "XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", count, *block,
+                "STREAMS", *names, *(b">" for _ in names),
+            )  # fmt: skip
         numbers = dict(zip(names, partitions, strict=True))
         # A stream whose new entries were deleted at once is answered with none.
         return {numbers[name]: entries for name, entries in reply or () if entries}
@@ -464,12 +317,9 @@ class Log:
         """
         first = "-" if after == ORIGIN else f"({after}"
         with self._link() as link:
-            try:
-                return link.command(  # type: ignore[no-any-return]
-                    "XRANGE", self._keys.logs[partition], first, "+" if until is None else str(until), "COUNT", count
-                )
-            except redis.ResponseError as error:
-                raise _refused(error) from error
+            return link.command(  # type: ignore[no-any-return]
+                "XRANGE", self._keys.logs[partition], first, "+" if until is None else str(until), "COUNT", count
+            )
 
     def acknowledge(self, acknowledgements: Iterable[Acknowledgement]) -> None:
         """Acknowledge committed entries, let records become clean, publish the offset, trim.
@@ -489,9 +339,9 @@ class Log:
                 for start in range(0, len(records), KEYS_PER_SCRIPT):
                     names, versions = zip(*records[start : start + KEYS_PER_SCRIPT], strict=True)
                     count = len(names)
-                    commands.append(
-                        ("EVALSHA", SETTLE.sha, count, *names, done.ttl_ms, count if whole else 0, *versions)
-                    )
+                    times = (done.ttl_ms, done.spread_ms, int(done.spread_ms * random.random()))  # noqa: S311 - spreads ends
+                    how = (*times, count if whole else 0, "1" if done.late else "")
+                    commands.append(("EVALSHA", SETTLE.sha, count, *names, *how, *versions))
             if done.offset != ORIGIN:
                 below = "" if done.trim_below is None else str(done.trim_below)
                 published = (done.offset.epoch, str(done.offset), below, done.flushed_rows, int(done.letters))
@@ -510,20 +360,20 @@ class Log:
             ]
         for reply in replies:
             if isinstance(reply, redis.ResponseError) and refusal(reply).code not in {"OOM", "NOSCRIPT"}:
-                raise _refused(reply) from reply
+                raise refused(reply) from reply
 
     def _settle_singly(self, link: Link, command: tuple[Any, ...]) -> int:
         """Settle records one by one, but for those whose keys hold something else: somebody else's, and left alone."""
         _, _, count, *arguments = command
-        names, (ttl_ms, whole, *versions) = arguments[:count], arguments[count:]
+        names, (ttl_ms, spread_ms, offset, whole, late, *versions) = arguments[:count], arguments[count:]
         singly = [
-            ("EVAL", SETTLE.text, 1, name, ttl_ms, int(number < whole), version)
+            ("EVAL", SETTLE.text, 1, name, ttl_ms, spread_ms, offset, int(number < whole), late, version)
             for number, (name, version) in enumerate(zip(names, versions, strict=True))
         ]
         for name, reply in zip(names, link.pipeline(singly), strict=True):
             if isinstance(reply, redis.ResponseError):
                 if refusal(reply).code != "WRONGTYPE":
-                    raise _refused(reply) from reply
+                    raise refused(reply) from reply
                 logger.error("the key %s is not a record: find out who else writes to this namespace", name)
         return len(names)
 
@@ -532,23 +382,6 @@ def _is_foreign(command: tuple[Any, ...], reply: Any) -> bool:
     """Tell whether records were not settled because the key of one of them is no hash."""
     settling = command[1] in {SETTLE.sha, SETTLE.text}
     return settling and isinstance(reply, redis.ResponseError) and refusal(reply).code == "WRONGTYPE"
-
-
-def _refused(error: redis.ResponseError, key: str = "a key of the engine's") -> Exception:
-    refused = refusal(error)
-    if refused.code == "WRONGTYPE":
-        return LogDamaged(
-            f"Redis refuses to serve the log: {refused.code} {refused.text}",
-            f"another program has overwritten {key}: put back what it was, and flushers go on by themselves. They do "
-            "where you delete it, too; but what SQL had not got is lost then, except for what living services write "
-            "again and 'writebehind recover --from-cache' finds",
-        )
-    if refused.code in {"NOPERM", "ERR"}:
-        return ConfigurationError(
-            f"Redis refuses to serve the log: {refused.code} {refused.text}",
-            "check the user's permissions",
-        )
-    return RedisUnavailable(f"Redis refuses to serve the log: {refused.code} {refused.text}", "tried again later")
 
 
 def _held(text: bytes | None) -> tuple[int, str] | None:

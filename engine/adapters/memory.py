@@ -1,6 +1,7 @@
 """Whether Redis is short of memory, as looked at now and then: a script cannot ask."""
 
 import logging
+import math
 import time
 
 import redis
@@ -13,6 +14,12 @@ logger = logging.getLogger(__name__)
 
 AHEAD_SECONDS = 0.5
 """How far ahead it is looked: a few of the pauses between two looks."""
+
+BYTES_PER_PAYLOAD_BYTE = 2
+"""What a write takes of Redis's memory: once in the log and once in its record."""
+
+COUNTED_SECONDS = 5.0
+"""So long after a look it counts what was sent since: later nobody knows how much was flushed meanwhile."""
 
 UNLIMITED_SECONDS = 1.0
 """A Redis without a limit is looked at no more often."""
@@ -40,8 +47,21 @@ class Memory:
         self.short = False
         self._limit = 0
         self._used = 0
+        # What may be sent before the next look.
+        self._room_bytes = math.inf
         self._looked_at: float | None = None
         self._warned_at = float("-inf")
+
+    def short_of(self, payload_bytes: int) -> bool:
+        """Tell whether Redis is short of memory, counting what this process sends: a burst is faster than looks are.
+
+        Args:
+            payload_bytes: what is sent now.
+        """
+        self._room_bytes -= payload_bytes * BYTES_PER_PAYLOAD_BYTE
+        if self._room_bytes < 0 and time.monotonic() - (self._looked_at or 0.0) < COUNTED_SECONDS:
+            self.short = True
+        return self.short
 
     def look(self) -> None:
         """Look again.
@@ -64,14 +84,16 @@ class Memory:
         limit = self._limit = _number(facts, b"maxmemory")
         used = _number(facts, b"used_memory") - _number(facts, b"mem_not_counted_for_evict")
         expected = used + self._growth(used, now) * AHEAD_SECONDS
-        short = facts.get(b"maxmemory_policy") == b"noeviction" and 0 < limit * self._share_max <= expected
-        if short and not self.short and now - self._warned_at >= WARN_SECONDS:
+        limited = facts.get(b"maxmemory_policy") == b"noeviction" and limit > 0
+        short = limited and limit * self._share_max <= expected
+        if short and now - self._warned_at >= WARN_SECONDS:
             self._warned_at = now
             logger.warning(
                 "Redis is short of memory (%d of %d bytes): partitions have to be flushed before they get more, "
                 "and flushed entries are not retained",
                 used, limit,
             )  # fmt: skip
+        self._room_bytes = limit * self._share_max - used if limited else math.inf
         self.short = short
 
     def _growth(self, used: int, now: float) -> float:

@@ -21,11 +21,14 @@ COMMANDS: Final[Mapping[str, tuple[Any, ...]]] = {
     "TIME": (),
     "EXISTS": ("{key}",),
     "TYPE": ("{key}",),
+    "GET": ("{key}",),
     "SET": ("{key}", "1", "PX", 1),
     "DEL": ("{key}",),
     "UNLINK": ("{key}",),
     "PERSIST": ("{key}",),
     "PEXPIRE": ("{key}", 1),
+    "PEXPIREAT": ("{key}", 1),
+    "PTTL": ("{key}",),
     "SCAN": ("0",),
     "HSET": ("{key}", "f", "v"),
     "HSETNX": ("{key}", "f", "v"),
@@ -50,37 +53,50 @@ COMMANDS: Final[Mapping[str, tuple[Any, ...]]] = {
     "XREADGROUP": ("GROUP", "g", "c", "STREAMS", "{key}", ">"),
     "XACK": ("{key}", "g", "0-1"),
     "XAUTOCLAIM": ("{key}", "g", "c", 0, "0"),
+    "ZADD": ("{key}", 1, "m"),
+    "ZCARD": ("{key}",),
+    "ZCOUNT": ("{key}", "-inf", "+inf"),
+    "ZRANGE": ("{key}", 0, -1),
+    "ZREMRANGEBYRANK": ("{key}", 0, 0),
+    "PUBLISH": ("{channel}", "m"),
+    "SUBSCRIBE": ("{channel}",),
 }
 """What engines and flushers run, in scripts or bare, each with arguments of the right shape."""
 
+_WRITES: Final = (
+    "XADD", "HSET", "HDEL", "HINCRBY", "DEL", "UNLINK", "PERSIST", "PEXPIREAT", "XTRIM", "XDEL", "XGROUP|CREATE",
+    "ZADD", "ZREMRANGEBYRANK",
+)  # fmt: skip
+
 REPLAYED: Final[Mapping[str, tuple[Any, ...]]] = {
     "SELECT": (0,),
-    **{
-        name: COMMANDS[name]
-        for name in ("XADD", "HSET", "HDEL", "HINCRBY", "DEL", "UNLINK", "PERSIST", "XTRIM", "XDEL", "XGROUP|CREATE")
-    },
-    "PEXPIREAT": ("{key}", 1),
+    **{name: COMMANDS[name] for name in _WRITES},
     "XGROUP|SETID": ("{key}", "g", "0"),
     "XCLAIM": ("{key}", "g", "c", 0, "0-1"),
 }
-"""What the append-only file has inside MULTI and EXEC: the effects of scripts, and of reading as a group."""
+"""What the append-only file has inside MULTI and EXEC: the effects of scripts, and of reading as a group.
+
+PUBLISH is not among them: Redis 7.0 and 8.2 and Valkey 8.1 pass it on to replicas only, also out of scripts.
+"""
 
 Commands = Mapping[str, tuple[Any, ...]]
 
 
-def _words(name: str, arguments: Sequence[Any], key: str) -> list[Any]:
-    return [*name.split("|"), *(key if argument == "{key}" else argument for argument in arguments)]
+def _words(name: str, arguments: Sequence[Any], key: str, channel: str) -> list[Any]:
+    places = {"{key}": key, "{channel}": channel}
+    return [*name.split("|"), *(places.get(argument, argument) for argument in arguments)]
 
 
-def dry_runs(user: bytes | str, commands: Commands, key: str) -> list[tuple[Any, ...]]:
-    """Return what asks Redis whether a user may run commands on a key; ``denied_in`` reads the replies.
+def dry_runs(user: bytes | str, commands: Commands, key: str, channel: str) -> list[tuple[Any, ...]]:
+    """Return what asks Redis whether a user may run commands; ``denied_in`` reads the replies.
 
     Args:
         user: its name.
         commands: the commands, with arguments.
         key: a name of the namespace.
+        channel: one of a cache of the namespace.
     """
-    return [("ACL", "DRYRUN", user, *_words(name, arguments, key)) for name, arguments in commands.items()]
+    return [("ACL", "DRYRUN", user, *_words(name, arguments, key, channel)) for name, arguments in commands.items()]
 
 
 def denied_in(replies: Sequence[Any], commands: Commands) -> tuple[str, ...] | None:
@@ -96,8 +112,13 @@ def denied_in(replies: Sequence[Any], commands: Commands) -> tuple[str, ...] | N
     return tuple(denied)
 
 
-def denied_to_self(link: Link, key: str) -> tuple[str, ...] | None:
-    """Return the product's commands that the user of a link may not run on a key; None where it cannot be found out.
+def denied_to_self(link: Link, key: str, channel: str) -> tuple[str, ...] | None:
+    """Return the product's commands that the user of a link may not run; None where it cannot be found out.
+
+    Args:
+        link: a connection of the user.
+        key: a name of the namespace, on which they are tried.
+        channel: one of a cache of the namespace, likewise.
 
     Durability, Repeat, Crash: nothing is written.
 
@@ -106,13 +127,13 @@ def denied_to_self(link: Link, key: str) -> tuple[str, ...] | None:
     """
     (user,) = link.pipeline([("ACL", "WHOAMI")])
     if isinstance(user, bytes):
-        denied = denied_in(link.pipeline(dry_runs(user, COMMANDS, key)), COMMANDS)
+        denied = denied_in(link.pipeline(dry_runs(user, COMMANDS, key, channel)), COMMANDS)
         if denied is not None:
             return denied
     # What follows MULTI would be run if that were denied: it is asked for first, by itself.
     if link.pipeline([("MULTI",)]) != [b"OK"]:
         return None
-    queued = link.pipeline([_words(name, arguments, key) for name, arguments in COMMANDS.items()])
+    queued = link.pipeline([_words(name, arguments, key, channel) for name, arguments in COMMANDS.items()])
     (discarded,) = link.pipeline([("DISCARD",)])
     if isinstance(discarded, Exception):
         # The transaction is still open: nothing may go down this connection any more.

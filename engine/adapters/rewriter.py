@@ -14,7 +14,9 @@ from threading import Event, Lock
 
 import redis
 
-from writebehind.engine.adapters.links import Link, Links, open_epoch
+from writebehind.engine.adapters.asking import Asking
+from writebehind.engine.adapters.links import Link, Links, open_epoch, refusal
+from writebehind.engine.adapters.looks import Look, Looks
 from writebehind.engine.adapters.rewriting import Rewriting
 from writebehind.engine.adapters.rows import Rows
 from writebehind.engine.core.appending import Call
@@ -24,7 +26,7 @@ from writebehind.engine.core.mutation_ids import made_ms
 from writebehind.engine.core.payload import decode
 from writebehind.engine.core.positions import ORIGIN, EntryID
 from writebehind.engine.core.retention import Accepted, DataLoss, Ring, Single, is_lost
-from writebehind.engine.errors import DatabaseUnavailable
+from writebehind.engine.errors import DatabaseUnavailable, LogDamaged
 
 __all__ = ["Rewriter"]
 
@@ -40,6 +42,7 @@ class Rewriter:
     Args:
         links: connections to Redis.
         rows: the database.
+        looks: asks it.
         keys: the namespace's key names.
         ring: what is kept.
         columns: by table, the names of its key's columns.
@@ -56,6 +59,7 @@ class Rewriter:
         self,
         links: Links,
         rows: Rows,
+        looks: Looks,
         keys: Keys,
         ring: Ring,
         *,
@@ -64,6 +68,7 @@ class Rewriter:
     ) -> None:
         self._links = links
         self._rows = rows
+        self._looks = looks
         self._keys = keys
         self._columns = columns
         self._on_loss = on_loss
@@ -75,9 +80,12 @@ class Rewriter:
         self._lock = Lock()
         self._reconciling = Lock()
         self._lineages: dict[int, Lineage] = {}
+        self._asking = Asking(self._rows, self._looks, self._keys.namespace)
         self._untold: deque[DataLoss] = deque()
+        self._telling: Look[None] | None = None
         self.wake = Event()
         self._uncounted: set[int] = set()
+        self._damaged: set[int] = set()
         self._vanished: dict[tuple[int, int], EntryID | None] = {}
         self.histories: dict[int, tuple[bytes, bytes]] = {}
         self._reporter = f"writer {socket.gethostname()[:80]}:{os.getpid()}:{secrets.token_hex(3)}"
@@ -107,6 +115,7 @@ class Rewriter:
 
         Raises:
             RedisUnavailable, redis.ResponseError: it could not be done now.
+            LogDamaged: this partition's log or meta hash is; what is the matter with another one's is only logged.
         """
         known = self.histories.get(partition)
         if known is None or known[0] != identity:
@@ -115,7 +124,7 @@ class Rewriter:
             self.reconcile(partition)
             for other in partitions - {partition}:
                 if self.histories.get(other, (b"",))[0] != identity:
-                    self.reconcile(other)
+                    self._reconcile_if_fit(other)
 
     def meet_known(self, identity: bytes, partition: int) -> None:
         """As ``meet``, for a partition that this engine has written to; a refusal is left to the next write.
@@ -146,8 +155,9 @@ class Rewriter:
             for number, epoch in zip(partitions, epochs, strict=True):
                 known = self.histories.get(number, (b"", b""))
                 now = (identity, b"%b %b" % (identity, epoch if isinstance(epoch, bytes) else b""))
-                if known != now or (number in self._uncounted and self._sql_answers(number)):
-                    self.reconcile(number)
+                # SQL is asked before anything is held that writes may wait for.
+                if known != now or (number in self._uncounted and self._asking.answers(number)):
+                    self._reconcile_if_fit(number)
         # Only now: while Redis is away nothing grows too old.
         with self._lock:
             self._ring.expire(time.monotonic())
@@ -161,6 +171,7 @@ class Rewriter:
         Raises:
             RedisUnavailable: Redis cannot be reached; what was not written again stays kept.
             redis.ResponseError: Redis refuses; likewise.
+            LogDamaged: the meta hash is not what the engine writes; likewise.
         """
         with self._reconciling, self._links.link() as link:
             epoch = open_epoch(link, self._keys, partition)
@@ -170,6 +181,19 @@ class Rewriter:
             self.histories[partition] = (link.identity, b"%b %b" % (link.identity, epoch))
         if loss is not None:
             self._report(loss)
+
+    def _reconcile_if_fit(self, partition: int) -> None:
+        """Reconcile a partition; where another program has damaged it, say so once, and leave it to its own writes."""
+        try:
+            self.reconcile(partition)
+        except (LogDamaged, redis.ResponseError) as error:
+            if isinstance(error, redis.ResponseError) and refusal(error).code != "WRONGTYPE":
+                raise
+            if partition not in self._damaged:
+                self._damaged.add(partition)
+                logger.warning("partition %d: what Redis has lost of it cannot be written again: %s", partition, error)
+        else:
+            self._damaged.discard(partition)
 
     def _lineage(self, link: Link, partition: int) -> Lineage:
         reply = link.command("HGETALL", self._keys.metas[partition])
@@ -240,20 +264,12 @@ class Rewriter:
                 "now which of them it has (%s), and is asked again", partition, last, error.message,
             )  # fmt: skip
 
-    def _sql_answers(self, partition: int) -> bool:
-        """Tell whether SQL can be asked, before anything is held that writes may wait for."""
-        try:
-            self._rows.applied_of(self._keys.namespace, [partition])
-        except DatabaseUnavailable:
-            return False
-        return True
-
     def _not_in_sql(self, partition: int, singles: list[Single]) -> list[Single]:
         """Return the entries that SQL has not applied, neither where they stood last nor where they stood first."""
         if not singles:
             return singles
         try:
-            applied = self._rows.applied_of(self._keys.namespace, [partition])[partition]
+            applied = self._asking.applied(partition)
         except DatabaseUnavailable:
             return singles
         return [each for each in singles if not (applied.covers(each.entry_id) or applied.covers(each.original))]
@@ -269,7 +285,7 @@ class Rewriter:
         Raises:
             DatabaseUnavailable: SQL cannot be asked what it has.
         """
-        applied = self._rows.applied_of(self._keys.namespace, [partition])[partition]
+        applied = self._asking.applied(partition)
         count, first = 0, None
         for last in sorted(beyond, reverse=True):
             end = end_of(last.epoch, lineage) if last.epoch in lineage else None
@@ -323,7 +339,7 @@ class Rewriter:
     def in_sql(self, partition: int, entry_id: EntryID) -> bool:
         """Tell whether SQL is known to have an entry; a database that is away tells nothing."""
         try:
-            return self._rows.applied(self._keys.namespace, partition, entry_id) is True
+            return self._asking.applied(partition).covers(entry_id) is True
         except DatabaseUnavailable:
             return False
 
@@ -339,11 +355,25 @@ class Rewriter:
         self.wake.set()
         self._on_loss(loss)
 
-    def tell(self) -> None:
-        """Record in SQL what was lost; not on the way of a write, because the database may be slow to answer."""
-        while self._untold:
-            loss = self._untold.popleft()
-            self._rows.note_loss(self._keys.namespace, loss, self._reporter)
+    def tell(self, seconds: float = 0.0) -> None:
+        """Have recorded in SQL what was lost, one loss after another, each once; what is left is for the next call.
+
+        Args:
+            seconds: how long to wait for the database at the most.
+        """
+        until = time.monotonic() + seconds
+        while self._telling is not None or self._untold:
+            if self._telling is None:
+                asked = self._keys.namespace, self._untold.popleft(), self._reporter
+                self._telling = self._looks.begin(self._rows.note_loss, *asked)
+            if not self._telling.answered(max(0.0, until - time.monotonic())):
+                self._looks.attend()
+                return
+            told, self._telling = self._telling, None
+            try:
+                told.result()
+            except DatabaseUnavailable as error:
+                logger.warning("the loss cannot be recorded in SQL: %s", error.message)
 
     def whereabouts(self, partition: int, entry_id: EntryID) -> list[tuple[EntryID, bytes]]:
         """Return where an entry was written again, and on which primary: each time, the last one being where it is."""

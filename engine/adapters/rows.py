@@ -1,7 +1,7 @@
 """Reading rows and offsets from SQL."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,12 +11,14 @@ from writebehind.engine.adapters.control_tables import (
     control,
     dead_letters,
     epochs,
+    flushers,
     losses,
     namespaces,
     now_ms,
     partitions,
 )
 from writebehind.engine.adapters.declaration import DeclaredTable
+from writebehind.engine.adapters.limiting import Limited
 from writebehind.engine.adapters.sql_reasons import sql_reason
 from writebehind.engine.config import NamespaceSettings
 from writebehind.engine.core.positions import ORIGIN, EntryID
@@ -24,11 +26,16 @@ from writebehind.engine.core.printable import printable
 from writebehind.engine.core.retention import DataLoss
 from writebehind.engine.errors import ConfigurationError, DatabaseUnavailable
 
-__all__ = ["Applied", "Rows", "inserted_loss"]
+__all__ = ["Applied", "Rows", "Serving", "UnreadableRow", "inserted_loss"]
 
 logger = logging.getLogger(__name__)
 
 KEYS_PER_QUERY = 500
+LOAD_SECONDS_MAX = 10.0
+
+UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, sa.exc.DataError)
+"""What SQLAlchemy and drivers raise for a value that is not of its column's type. Their words quote it."""
+
 RECORDS_NAMED = 100
 NAME_SHOWN = 128
 
@@ -58,6 +65,13 @@ class Applied:
             return False
         return True if entry_id.sequence <= sequence else None
 
+    def reached(self, epoch: int) -> EntryID | None:
+        """Return the last entry of an epoch that was applied; None where nothing is known of the epoch."""
+        if epoch == self.offset.epoch:
+            return self.offset
+        sequence = self.ended.get(epoch)
+        return None if sequence is None else EntryID(epoch, sequence)
+
 
 class LetterState(NamedTuple):
     """A dead letter: what the commands call it, and why SQL refuses it; None where it waits, or is tried again."""
@@ -66,15 +80,29 @@ class LetterState(NamedTuple):
     error: str | None
 
 
+class Serving(NamedTuple):
+    """Who flushes a partition: whether anybody does, or is about to; and why it is halted, where it is."""
+
+    served: bool
+    halted: str | None
+
+
+class UnreadableRow(ConfigurationError):
+    """A row has a value that is not of its column's type; the message names table and column, and no value."""
+
+
 class Rows:
     """Reads from the database; opens a connection for each call.
 
     Args:
         engine: the SQLAlchemy engine.
+        load_seconds_max: how long a query may take, for records, offsets, letters, losses or leases, where the server
+            can be told so (see ``adapters.limiting``).
     """
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, load_seconds_max: float = LOAD_SECONDS_MAX) -> None:
         self._engine = engine
+        self._limited = Limited(engine, load_seconds_max)
 
     def load(self, declared: DeclaredTable, keys: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         """Load the rows that exist among the given keys.
@@ -87,38 +115,26 @@ class Rows:
             By key text, the row's user values.
 
         Raises:
-            DatabaseUnavailable: the database cannot be read.
+            DatabaseUnavailable: the database cannot be read, or not in time.
+            UnreadableRow: another program has stored what is not of its column's type.
         """
-        table = declared.table
-        columns = [table.c[column.name] for column in declared.entity.key]
+        columns = [declared.table.c[column.name] for column in declared.entity.key]
         rows: dict[str, dict[str, Any]] = {}
         wanted = list(keys.values())
         try:
-            with self._engine.connect() as connection:
+            with self._limited.connect() as connection:
                 for start in range(0, len(wanted), KEYS_PER_QUERY):
                     bound = [
                         tuple(_bind(declared, column.name, values[column.name]) for column in declared.entity.key)
                         for values in wanted[start : start + KEYS_PER_QUERY]
                     ]
-                    for row in connection.execute(sa.select(table).where(_among(columns, bound))).mappings():
-                        values = {
-                            column.name: _from_row(declared, column.name, row[table.c[column.name]])
-                            for column in declared.entity.columns
-                        }
-                        rows[declared.plan.key_text(values)] = values
+                    query = sa.select(declared.table).where(_among(columns, bound))
+                    rows |= _fetched(self._limited, connection, declared, query)
         except sa.exc.SQLAlchemyError as error:
             raise DatabaseUnavailable(
                 f"{declared.entity.name} cannot be read from SQL: {sql_reason(error)}", "check the database"
             ) from error
         return rows
-
-    def applied(self, namespace: str, partition: int, entry_id: EntryID) -> bool | None:
-        """Tell whether SQL has applied an entry; see ``Applied.covers``.
-
-        Raises:
-            DatabaseUnavailable: the database cannot be read.
-        """
-        return self.applied_of(namespace, [partition])[partition].covers(entry_id)
 
     def letter_of(self, namespace: str, partition: int, places: Sequence[EntryID]) -> LetterState | None:
         """Return the dead letter that an entry is under one of the places where it stood, or None.
@@ -131,7 +147,7 @@ class Rows:
             known.namespace == namespace, known.partition == partition, known.entry_id.in_(map(str, places))
         )
         try:
-            with self._engine.connect() as connection:
+            with self._limited.connect() as connection:
                 row = connection.execute(query).first()
         except sa.exc.SQLAlchemyError as error:
             raise DatabaseUnavailable(
@@ -141,6 +157,22 @@ class Rows:
             return None
         refused = bool(row.failure) and not row.retry_until_ms
         return LetterState(f"{partition}-{row.place}", row.error if refused else None)
+
+    def has_letters(self, namespace: str, partition: int) -> bool:
+        """Tell whether a partition has dead letters, or entries that wait behind one.
+
+        Raises:
+            DatabaseUnavailable: the database cannot be read.
+        """
+        known = dead_letters.c
+        query = sa.select(known.place).where(known.namespace == namespace, known.partition == partition).limit(1)
+        try:
+            with self._limited.connect() as connection:
+                return connection.execute(query).first() is not None
+        except sa.exc.SQLAlchemyError as error:
+            raise DatabaseUnavailable(
+                f"dead letters cannot be read from SQL: {sql_reason(error)}", "check the database"
+            ) from error
 
     def applied_of(self, namespace: str, numbers: Sequence[int]) -> dict[int, Applied]:
         """Return what SQL has applied of some partitions.
@@ -155,7 +187,7 @@ class Rows:
             epochs.c.namespace == namespace, epochs.c.partition.in_(numbers)
         )
         try:
-            with self._engine.connect() as connection:
+            with self._limited.connect() as connection:
                 # The offset first: an epoch that ends between the two is then found among the ended ones, too.
                 offsets = {row.partition: row for row in connection.execute(current)}
                 found: dict[int, dict[int, int]] = {number: {} for number in numbers}
@@ -173,6 +205,33 @@ class Rows:
             )
             for number in numbers
         }
+
+    def serving(self, namespace: str, numbers: Collection[int]) -> dict[int, Serving]:
+        """Tell who flushes some partitions; one that SQL does not know is not in the answer.
+
+        A flusher that is alive takes what is free by itself.
+
+        Raises:
+            DatabaseUnavailable: the database cannot be read.
+        """
+        alive = sa.select(sa.func.count()).where(
+            flushers.c.namespace == namespace, flushers.c.seen_until_ms >= now_ms()
+        )
+        held = sa.and_(partitions.c.holder.is_not(None), partitions.c.lease_until_ms >= now_ms())
+        query = sa.select(partitions.c.partition, partitions.c.halted, sa.case((held, 1), else_=0).label("held")).where(
+            partitions.c.namespace == namespace, partitions.c.partition.in_(sorted(numbers))
+        )
+        try:
+            with self._limited.connect() as connection:
+                members = connection.execute(alive).scalar_one()
+                return {
+                    row.partition: Serving(bool(members or row.held), row.halted) for row in connection.execute(query)
+                }
+        except sa.exc.SQLAlchemyError as error:
+            raise DatabaseUnavailable(
+                f"the leases cannot be read from SQL: {sql_reason(error)}",
+                "run 'writebehind init', check the database",
+            ) from error
 
     def note_loss(self, namespace: str, loss: DataLoss, reporter: str) -> None:
         """Record what Redis has lost, for ``status``. A database that is away is only logged: the loss was told."""
@@ -193,7 +252,7 @@ class Rows:
             known.namespace == namespace, known.partition == partition, known.in_doubt > 0
         )
         try:
-            with self._engine.connect() as connection:
+            with self._limited.connect() as connection:
                 runs = [(EntryID.parse(row.first_id), EntryID.parse(row.last_id)) for row in connection.execute(query)]
         except sa.exc.SQLAlchemyError as error:
             raise DatabaseUnavailable(
@@ -207,7 +266,7 @@ class Rows:
         )
 
     def check(self, settings: NamespaceSettings) -> None:
-        """Compare the namespace's settings with what SQL has; nothing is said where SQL has none or is away.
+        """Compare the namespace's settings with what SQL has; where SQL cannot be asked, that is logged.
 
         Raises:
             ConfigurationError: they differ.
@@ -219,7 +278,9 @@ class Rows:
                 found = connection.execute(
                     sa.select(namespaces.c.partitions).where(namespaces.c.namespace == settings.namespace)
                 ).scalar_one_or_none()
-        except sa.exc.OperationalError:
+        except sa.exc.SQLAlchemyError as error:
+            # asyncpg's refusals of a connection are of no narrower class.
+            logger.warning("the namespace's settings cannot be compared with SQL's: %s", sql_reason(error))
             return
         if found is not None and found != settings.partitions:
             raise different(settings, found, "SQL")
@@ -265,6 +326,39 @@ def _among(columns: Sequence[sa.Column[Any]], keys: Sequence[tuple[Any, ...]]) -
     if len(columns) == 1:
         return columns[0].in_([key[0] for key in keys])
     return sa.or_(*(sa.and_(*(column == part for column, part in zip(columns, key, strict=True))) for key in keys))
+
+
+def _fetched(
+    limited: Limited, connection: sa.Connection, declared: DeclaredTable, query: sa.Select[Any]
+) -> dict[str, dict[str, Any]]:
+    """Return rows as user values, by key text."""
+    table, names = declared.table, [column.name for column in declared.entity.columns]
+    rows: dict[str, dict[str, Any]] = {}
+    try:
+        for row in connection.execute(query).mappings():
+            values = {name: _from_row(declared, name, row[table.c[name]]) for name in names}
+            rows[declared.plan.key_text(values)] = values
+    except UNREADABLE:
+        limited.begin_again(connection)
+        raise _unreadable(connection, declared, query) from None
+    return rows
+
+
+def _unreadable(connection: sa.Connection, declared: DeclaredTable, query: sa.Select[Any]) -> UnreadableRow:
+    """Find the column that cannot be read."""
+    name = declared.entity.name
+    for column in declared.entity.columns:
+        try:
+            for (value,) in connection.execute(query.with_only_columns(declared.table.c[column.name])):
+                _from_row(declared, column.name, value)
+        except UNREADABLE:
+            name, kind = f"{name}.{column.name}", f" of kind {column.kind.value}"
+            break
+    else:
+        kind = " of its column's kind"
+    return UnreadableRow(
+        f"{name}: a value in SQL is not{kind}", "another program has stored it: mend it there, or declare what is there"
+    )
 
 
 def _bind(declared: DeclaredTable, name: str, value: Any) -> Any:

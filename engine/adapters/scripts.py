@@ -7,11 +7,20 @@ from importlib.resources import files
 __all__ = [
     "APPEND",
     "BARRIER",
+    "CACHE_FILL",
+    "CACHE_INVALIDATE",
+    "CACHE_LOOK",
+    "CACHE_RELEASE",
     "DISTRUST",
     "FORGET",
+    "HIT",
     "MISSING",
     "OPEN_EPOCH",
     "PUBLISH",
+    "RECORD_FILL",
+    "RECORD_LEASE",
+    "RECORD_OVERLAY",
+    "RECORD_RELEASE",
     "REWRITE",
     "SETTLE",
     "TRUST",
@@ -36,9 +45,18 @@ class Script:
 APPEND = Script("append")
 OPEN_EPOCH = Script("open_epoch")
 BARRIER = Script("barrier")
+CACHE_LOOK = Script("cache_look")
+CACHE_FILL = Script("cache_fill")
+CACHE_RELEASE = Script("cache_release")
+CACHE_INVALIDATE = Script("cache_invalidate")
 DISTRUST = Script("distrust")
 FORGET = Script("forget")
+HIT = Script("hit")
 MISSING = Script("missing")
+RECORD_LEASE = Script("record_lease")
+RECORD_FILL = Script("record_fill")
+RECORD_OVERLAY = Script("record_overlay")
+RECORD_RELEASE = Script("record_release")
 REWRITE = Script("rewrite")
 SETTLE = Script("settle")
 PUBLISH = Script("publish")

@@ -14,7 +14,7 @@ from typing import Final, assert_never
 
 from writebehind.engine.core.disk_rules import RECIPE
 
-__all__ = ["Options", "Role", "User", "default_user", "patterns", "users"]
+__all__ = ["Options", "Role", "User", "channels", "default_user", "pattern_beside", "patterns", "users"]
 
 
 class Role(Enum):
@@ -41,9 +41,15 @@ _EPOCH: Final = frozenset(
 _APPEND: Final = frozenset(
     {"hmget", "exists", "hget", "xinfo|stream", "xlen", "xrevrange", "xadd", "hset", "hdel", "del", "persist"}
 )
-_READ: Final = frozenset({"hget", "hgetall", "hmget", "xinfo|stream"})
+_READ: Final = frozenset(
+    {"hget", "hgetall", "hmget", "xinfo|stream", "exists", "pttl", "time", "hset", "hdel", "pexpire", "del", "hincrby"}
+)
 _REWRITE: Final = frozenset({"hgetall", "xinfo|groups", "xpending", "xrange"})
 _CONFIRM: Final = frozenset({"hincrby"})
+_LIMIT: Final = frozenset({"time", "zcard", "zcount", "zrange", "zadd", "zremrangebyrank", "pexpireat", "del"})
+_CACHE: Final = frozenset(
+    {"get", "set", "time", "hmget", "hget", "hset", "hdel", "del", "pexpire", "publish", "subscribe"}
+)
 
 _LOG: Final = frozenset({"hgetall", "xinfo|stream", "xinfo|groups", "xrange"})
 _DELIVER: Final = frozenset({"xreadgroup", "xautoclaim", "xinfo|consumers", "xgroup|delconsumer", "xack"})
@@ -54,8 +60,8 @@ _EXAMINE: Final = frozenset({"acl|whoami", "config|get"})
 _COMPARE: Final = frozenset({"dbsize", "scan", "exists", "xpending", "type"})
 _REPAIR: Final = frozenset({"watch", "unwatch", "multi", "exec", "unlink"})
 
-_WRITER: Final = _START | _EPOCH | _APPEND | _READ | _REWRITE | _CONFIRM
-_FLUSHER: Final = _START | _EPOCH | _LOG | _DELIVER | _SETTLE | _TAKE_OVER
+_WRITER: Final = _START | _EPOCH | _APPEND | _READ | _REWRITE | _CONFIRM | _CACHE | _LIMIT
+_FLUSHER: Final = _START | _EPOCH | _LOG | _DELIVER | _SETTLE | _TAKE_OVER | _LIMIT
 _OPERATOR: Final = _WRITER | _FLUSHER | _EXAMINE | _COMPARE | _REPAIR
 
 
@@ -100,8 +106,21 @@ class User:
 
 
 def patterns(namespace: str) -> tuple[str, str]:
-    """Return what matches every key of a namespace and none of another: its name has no ``:`` and no brackets."""
+    """Return what matches every key of a namespace's partitions, and none of another.
+
+    Its name has no ``:``, no ``/`` and no brackets.
+    """
     return f"wb:{{{namespace}:*}}:*", f"wb:{{{namespace}}}:*"
+
+
+def pattern_beside(namespace: str) -> str:
+    """Return what matches everything that a namespace's caches and rate limiters keep, and no other key."""
+    return f"wb:{{{namespace}/*}}:*"
+
+
+def channels(namespace: str) -> str:
+    """Return what matches every channel of a namespace's caches and none of another's."""
+    return f"wb:{{{namespace}}}:cache:*"
 
 
 def users(namespace: str, options: Options) -> list[User]:
@@ -128,12 +147,15 @@ def _user(namespace: str, role: Role, options: Options) -> User:
         commands.add("config|get")
     if options.select:
         commands.add("select")
+    caches = role is not Role.FLUSHER
     rules = [
         "reset",
         "on",
         f"><password of {name}>",
         *(f"~{pattern}" for pattern in patterns(namespace)),
+        *([f"~{pattern_beside(namespace)}"] if caches else []),
         "resetchannels",
+        *([f"&{channels(namespace)}"] if caches else []),
         "nocommands",
         *(f"+{command}" for command in sorted(commands)),
     ]

@@ -23,12 +23,13 @@ Invariants:
      |--Refused, passing--> pause --> run
      |--Lost (sent, no reply)--> pause --> run as a retry
      |--Unsent--> pause --> run
-     '--Refused, final--> raise
+     |--Unfit--> raise
+     '--Refused, final--> raise, or end for one of several calls
 """
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from writebehind.engine.config import Backpressure
 from writebehind.engine.core.positions import EntryID
@@ -51,9 +52,11 @@ __all__ = [
     "Refused",
     "Reply",
     "Run",
+    "Unfit",
     "Unsent",
     "append",
     "exhausted",
+    "final",
 ]
 
 
@@ -169,7 +172,14 @@ class Unsent:
     error: Exception
 
 
-Reply = bytes | Refused | Full | Lost | Unsent | bool | None
+@dataclass(slots=True)
+class Unfit:
+    """The call was not sent, nor would another be: the server or the log is not fit for it, as the error says."""
+
+    error: WriteBehindError
+
+
+Reply = bytes | Refused | Full | Lost | Unsent | Unfit | bool | None
 """``Run`` gets the last entry's ID or a failure; ``OpenEpoch`` None or a failure; ``Pause`` whether time is left."""
 
 PASSING = frozenset(
@@ -189,23 +199,26 @@ PASSING = frozenset(
 )
 """Refusals before any effect that another try may overcome."""
 
+UNSETTLED = frozenset({"DOUBT", "UNSEARCHED"})
+"""Refusals of a retry that leave unknown what became of the attempts before it."""
 
-def append(*, together: bool = False) -> Generator[Effect, Reply, bytes | Full]:
+
+def append(*, together: bool = False) -> Generator[Effect, Reply, bytes | Full | Refused]:
     """Append one call's entries once.
 
     Args:
         together: it is one of several calls, none of which has to wait where another one finds no room.
 
     Returns:
-        The ID of the last entry; or, for one of several calls, why there is no room now: nothing is written, and it
-        has to be sent again as if for the first time.
+        The ID of the last entry; or, for one of several calls, why there is no room now, or what it is refused for by
+        the server itself: nothing is written, and it may be sent again, or in parts, as if for the first time.
 
     Raises:
         RedisUnavailable: time ran out; nothing was written.
         BacklogFull: time ran out, or the policy is not to wait; nothing was written.
         WriteOutcomeUnknown: after a reply was lost time ran out, or the log cannot be searched.
         ValidationError: an increment leaves its column's range; nothing was written.
-        ConfigurationError: the server refuses the script for good; nothing was written.
+        ConfigurationError: the server refuses the script for good, or hides what identifies it; nothing was written.
     """
     attempt = 0
     lost: Exception | None = None
@@ -220,17 +233,28 @@ def append(*, together: bool = False) -> Generator[Effect, Reply, bytes | Full]:
                 attempt = 1
                 continue
         lost = still_lost(reply, lost)
-        if isinstance(reply, Full):
-            if reply.policy is Backpressure.WRITE_THROUGH and not (through or reply.out_of_memory):
-                through = True
-                continue
-            if together and lost is None and reply.policy is not Backpressure.REJECT:
-                return reply
+        if not through and is_to_go_through(reply):
+            through = True
+            continue
+        if together and lost is None and is_without_effect(reply):
+            return reply
         if (error := hopeless(reply, lost)) is not None:
             raise error
         attempt += 1
         if (yield Pause(attempt)) is False:
             raise exhausted(reply, lost)
+
+
+def is_to_go_through(reply: Reply) -> bool:
+    """Tell whether a call is to be made again, whatever the limits say."""
+    return isinstance(reply, Full) and reply.policy is Backpressure.WRITE_THROUGH and not reply.out_of_memory
+
+
+def is_without_effect(reply: Reply) -> TypeGuard[Full | Refused]:
+    """Tell whether the server has refused a call, no attempt of which is lost, so that its caller may send it anew."""
+    if isinstance(reply, Full):
+        return reply.policy is not Backpressure.REJECT
+    return isinstance(reply, Refused) and reply.code not in PASSING | UNSETTLED
 
 
 def hopeless(reply: Reply, lost: Exception | None) -> WriteBehindError | None:
@@ -239,6 +263,8 @@ def hopeless(reply: Reply, lost: Exception | None) -> WriteBehindError | None:
         return final(reply, lost)
     if isinstance(reply, Full) and reply.policy is Backpressure.REJECT:
         return exhausted(reply, lost)
+    if isinstance(reply, Unfit):
+        return reply.error if lost is None else _unknown(f" and nobody can look for it: {reply.error.message}", lost)
     return None
 
 
@@ -275,10 +301,19 @@ def exhausted(reply: Reply, lost: Exception | None = None) -> WriteBehindError:
     return RedisUnavailable(f"Redis cannot be reached: {cause}", "nothing was written; try later")
 
 
-def final(reply: Refused, lost: Exception | None) -> WriteBehindError:
-    """Return the error for a refusal that no further try overcomes."""
-    if lost is not None or reply.code in {"UNSEARCHED", "DOUBT"}:
-        return _unknown(reply, lost)
+def final(reply: Refused, lost: Exception | None = None) -> WriteBehindError:
+    """Return the error for a refusal that no further try overcomes.
+
+    Args:
+        reply: it.
+        lost: why nothing is known of an attempt, if that is so.
+    """
+    if reply.code == "DOUBT":
+        return _unknown(f", then Redis lost its tail, and SQL has {reply.text} of that", lost, "SQL")
+    if reply.code == "UNSEARCHED":
+        return _unknown(" and the log is too long to look for it", lost)
+    if lost is not None:
+        return _unknown(f" and Redis refuses to look for it: {reply.code} {reply.text}".rstrip(), lost)
     if reply.code == "RANGE":
         return ValidationError(
             f"an increment of column {reply.text} would leave the column's range", "nothing was written"
@@ -294,16 +329,8 @@ def final(reply: Refused, lost: Exception | None) -> WriteBehindError:
     )
 
 
-def _unknown(reply: Refused, lost: Exception | None) -> WriteOutcomeUnknown:
-    """Return the error for a refusal that leaves unknown what became of an earlier attempt."""
-    where = "the log"
-    match reply.code:
-        case "UNSEARCHED":
-            why = " and the log is too long to look for it"
-        case "DOUBT":
-            where, why = "SQL", f", then Redis lost its tail, and SQL has {reply.text} of that"
-        case _:
-            why = f" and Redis refuses to look for it: {reply.code} {reply.text}".rstrip()
+def _unknown(why: str, lost: Exception | None, where: str = "the log") -> WriteOutcomeUnknown:
+    """Return the error for what leaves unknown what became of an earlier attempt."""
     return WriteOutcomeUnknown(
         f"the reply to a write was lost ({lost}){why}",
         f"the write may be in {where}; read the record before you repeat it",

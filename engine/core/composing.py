@@ -169,14 +169,16 @@ class Draft:
     Attributes:
         entries: how many there are.
         payload_bytes: size of their payloads together.
+        tables: names of the tables that they write to; none of a group's.
     """
 
-    __slots__ = ("_arguments", "_increments", "_records", "entries", "partition", "payload_bytes")
+    __slots__ = ("_arguments", "_increments", "_records", "entries", "partition", "payload_bytes", "tables")
 
     def __init__(self, partition: int) -> None:
         self.partition = partition
         self.entries = 0
         self.payload_bytes = 0
+        self.tables: set[str] = set()
         self._records: list[str] = []
         self._arguments: list[Any] = [0, 0]
         self._increments = False
@@ -190,7 +192,9 @@ class Draft:
         arguments.append(entry.payload)
         arguments.append(entry.count)
         arguments += entry.operations
-        if entry.member[0] in INCREMENTING:
+        op, table, _, _ = entry.member
+        self.tables.add(table)
+        if op in INCREMENTING:
             self._increments = True
         return self
 

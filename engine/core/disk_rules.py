@@ -25,7 +25,7 @@ __all__ = [
 
 RECIPE: Final = (
     "ACL SETUSER default off resetpass allkeys resetchannels nocommands +select +multi +exec +xadd +hset +hdel "
-    "+hincrby +del +unlink +persist +pexpireat +xtrim +xdel +xgroup +xclaim +xack +set"
+    "+hincrby +del +unlink +persist +pexpireat +xtrim +xdel +xgroup +xclaim +xack +zadd +zremrangebyrank +set"
 )
 """Nobody can log in as ``default`` any more, and it keeps the permissions with which the append-only file is loaded."""
 

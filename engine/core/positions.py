@@ -32,6 +32,9 @@ class EntryID(NamedTuple):
         """
         epoch, _, sequence = (text.decode("ascii") if isinstance(text, bytes) else text).partition("-")
         found = cls(int(epoch), int(sequence))
+        # int() is not strict: it takes blanks, signs and underscores.
+        if not (epoch.isdigit() and sequence.removeprefix("-").isdigit()):
+            raise ValueError("no entry ID")
         if not (0 <= found.epoch <= NUMBER_MAX and -1 <= found.sequence <= NUMBER_MAX):
             raise ValueError("an entry ID beyond 63 bits")
         return found

@@ -52,6 +52,7 @@ class RecordPlan:
         columns: the columns by name, in the order of the table.
         codecs: their conversions.
         adders: for each numeric column, the checked sum of a row's value and an increment.
+        database_makes_keys: whether an insert may leave a column of the key to the database.
         delta_adders: for each numeric column, the sum of two increments, which may leave the range.
 
     Raises:
@@ -68,6 +69,9 @@ class RecordPlan:
         self.delta_adders: Mapping[str, Adder] = {name: item.add_deltas for name, item in numeric.items()}
         self._key_names = tuple(column.name for column in entity.key)
         self._key_parts = tuple((column.name, _key_part(entity.name, column)) for column in entity.key)
+        self.database_makes_keys = any(
+            not column.has_default and (column.autoincrement or column.server_default) for column in entity.key
+        )
         self._insert_only = entity.insert_only
         self._spread = entity.partition_by
         self._spread_part = None if self._spread is None else _key_part(entity.name, self.columns[self._spread])

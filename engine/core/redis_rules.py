@@ -90,11 +90,12 @@ def _permissions(redis: RedisFacts) -> Finding:
         )  # fmt: skip
     if not redis.denied:
         return Finding(code, Severity.OK, "The user may run every command of the product.", "No write stops half way.")
+    places = "~wb:* &wb:*" if {"PUBLISH", "SUBSCRIBE"} & set(redis.denied) else "~wb:*"
     allowed = " ".join(f"+{command.lower()}" for command in redis.denied)
     return Finding(
-        code, Severity.FAILURE, f"The user may not run {', '.join(redis.denied)} on the namespace's keys.",
+        code, Severity.FAILURE, f"The user may not run {', '.join(redis.denied)} in the namespace.",
         "A script that is denied a command half way leaves a part of a write behind, and flushers cannot work.",
-        f"ACL SETUSER <user> ~wb:* {allowed}",
+        f"ACL SETUSER <user> {places} {allowed}",
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import redis
 import sqlalchemy as sa
 
 BENCH = (sys.executable, "-m", "writebehind.flushers.cli", "bench", "--quick", "--entries", "2000", "--rounds", "1")
-PARTS = ("put", "batch", "drain", "poison", "lag", "memory", "footprint", "pressure")
+PARTS = ("put", "batch", "async", "get", "drain", "poison", "lag", "memory", "footprint", "pressure")
 ABOUT = {"python", "redis", "database", "system", "cpus", "load_average"}
 FIGURE = {"part", "name", "value", "unit", "baseline", "ratio", "target", "note", "met"}
 

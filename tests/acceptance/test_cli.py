@@ -45,14 +45,20 @@ accounts = sa.Table(
 )
 
 
-def make():
-    return WriteBehind(
+def make(kind=WriteBehind):
+    return kind(
         redis=os.environ["SHOP_REDIS"],
         database=os.environ["SHOP_DATABASE"],
         tables=[accounts],
         namespace=os.environ["SHOP_NAMESPACE"],
         partitions=4,
     )
+
+
+def awaited():
+    from writebehind.engine import AsyncWriteBehind
+
+    return make(AsyncWriteBehind)
 
 
 class Holder:
@@ -465,10 +471,10 @@ def test_a_damaged_log_is_named_and_the_others_are_drained(shop: Shop, which: st
 # What to work on
 
 
-@pytest.mark.parametrize("app", ["shop:wb", "shop:make", "shop:Holder.wb"])
+@pytest.mark.parametrize("app", ["shop:wb", "shop:make", "shop:Holder.wb", "shop:awaited"])
 @pytest.mark.parametrize("after", [False, True], ids=["before the command", "after the command"])
 def test_an_app_is_found_as_python_would(shop: Shop, app: str, *, after: bool) -> None:
-    """An engine, a function that makes one, an attribute of a class; the option before and after the command."""
+    """An engine of either kind, a function that makes one, a class's attribute; the option on either side."""
     done = shop.bare("status", "--app", app, "--json") if after else shop.bare("--app", app, "status", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["namespace"] == shop.namespace

@@ -8,6 +8,7 @@ import logging
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +20,14 @@ import sqlalchemy as sa
 
 import servers
 from running import flushing
-from writebehind.engine import ConfigurationError, Durability, EngineSettings, WriteBehind
+from writebehind.engine import (
+    ConfigurationError,
+    Durability,
+    EngineSettings,
+    WriteBehind,
+    WritePolicy,
+    WriteThroughTimeout,
+)
 from writebehind.engine.adapters.log import GROUP
 from writebehind.engine.core.access import Options, users
 from writebehind.engine.core.finding import Severity
@@ -189,7 +197,13 @@ class Shop:
         """Return all that the namespace has in Redis."""
         names = sorted(self.admin.scan_iter(f"wb:{{{self.namespace}*", count=1000))
         return {
-            name.decode(): self.admin.xrange(name) if name.endswith(b":log") else self.admin.hgetall(name)
+            name.decode(): (
+                self.admin.xrange(name)
+                if name.endswith(b":log")
+                else self.admin.zrange(name, 0, -1, withscores=True)
+                if name.endswith(b":hits")
+                else self.admin.hgetall(name)
+            )
             for name in names
             if not name.endswith(b"fsync-test")
         }
@@ -218,6 +232,10 @@ def write(app: WriteBehind) -> None:
     with app.atomic(accounts, 1) as group:
         group.increment(accounts, 1, {"balance": 1})
         group.insert(events, {"kind": "b"})
+    limiter = app.rate_limiter("api", limit=10, window_seconds=600)
+    limiter.hit("user:1")
+    limiter.hit("user:2")
+    limiter.reset("user:2")
 
 
 WRITTEN = {1: 202, 2: 2, 7: 3} | {key: key for key in range(10, 29)}
@@ -279,6 +297,71 @@ def test_everything_works_and_nothing_is_refused(shop: Shop, server: GuardedRedi
     assert {command for _, command in shop.refusals()} == set()
 
 
+def test_caches_work_and_nothing_is_refused(shop: Shop) -> None:
+    """Loading, finding, invalidating and hearing of it, as the writer and as the operator."""
+    caches = [
+        app.cache("profile", ttl_seconds=60, local_entries_max=10, early_refresh=beta)
+        for app, beta in ((shop.writer, 0.0), (shop.operator, 1e9))
+    ]
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not all(cache.counts.local_hits for cache in caches):
+        assert time.monotonic() < deadline
+        for cache in caches:
+            assert cache.get_or_load("k", lambda: 1) == 1
+    with pytest.raises(ZeroDivisionError):
+        caches[0].get_or_load("other", lambda: 1 // 0)
+    for cache in caches:
+        cache.invalidate("k")
+        cache.invalidate_all()
+        assert cache.get_or_load("k", lambda: 2) == 2
+    with pytest.raises(ConfigurationError, match="'writebehind acl' prints users that may do it"):
+        shop.flusher.cache("profile", ttl_seconds=60).get_or_load("k", lambda: 1)
+    assert {user for user, _ in shop.refusals()} == {f"{shop.namespace}-flusher"}
+
+
+def test_reads_fill_and_nothing_is_refused(shop: Shop) -> None:
+    """Loading into Redis, that there is no row, below a patch, again before its time, and counting, as the writer."""
+    with shop.operator.database.begin() as connection:
+        connection.execute(sa.insert(accounts), [{"id": key, "balance": key} for key in (1, 2)])
+    shop.writer.patch(accounts, 2, {"balance": 5})
+    for _ in range(2):
+        found = shop.writer.get_many(accounts, [1, 2, 3])
+        assert found == {1: {"id": 1, "balance": 1}, 2: {"id": 2, "balance": 5}, 3: None}
+    counts = shop.writer.read_counts()["accounts"]
+    assert (counts.hits, counts.negative_hits, counts.loads, counts.not_kept) == (3, 1, 3, 0)
+    ahead = shop.engine("writer", tuned={"refresh_ahead_share": 0.99, "record_ttl_seconds": 1000})
+    (name,) = shop.admin.scan_iter(f"wb:{{{shop.namespace}:*}}:accounts:1")
+    shop.admin.pexpire(name, 900_000)
+    assert ahead.get(accounts, 1) == {"id": 1, "balance": 1}
+    assert ahead.read_counts()["accounts"].loads == 1
+    assert shop.admin.pttl(name) > 900_000
+    ahead.close()
+    assert status(shop.operator).reads["accounts"].loads == 1
+    # An engine that starts asks for the settings, and does without where it is not told.
+    assert {command for _, command in shop.refusals()} <= {"config|get"}
+
+
+def test_flushers_share_a_rate_and_nothing_is_refused(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """What they count together is theirs, though no other limiter is."""
+    write(shop.writer)
+    shared = dataclasses.replace(QUICK, rows_per_second_total_max=100_000)
+    assert drain(shop.flusher, DEADLINE_SECONDS, shared).backlog == 0
+    assert "does not hold" not in caplog.text
+    assert {command for _, command in shop.refusals()} <= {"config|get"}
+
+
+def test_announcements_are_in_no_file(shop: Shop, server: GuardedRedis) -> None:
+    """So ``default`` need not be allowed to make any for a restart to bring everything back."""
+    cache = shop.writer.cache("profile", ttl_seconds=60)
+    assert cache.get_or_load("k", lambda: "kept") == "kept"
+    cache.invalidate("other")
+    written = server.file().read_bytes()
+    assert b"kept" in written
+    assert b"publish" not in written.lower()
+    server.restart()
+    assert cache.get_or_load("k", lambda: "lost") == "kept"
+
+
 def test_what_scripts_wrote_survives_a_restart(shop: Shop, server: GuardedRedis) -> None:
     """Nobody logs in as ``default``, and yet everything comes back, after a stop and after a kill."""
     write(shop.writer)
@@ -305,6 +388,7 @@ FOREIGN: tuple[tuple[Any, ...], ...] = (
     ("HGETALL", "wb:{other:00}:accounts:1"),
     ("XADD", "wb:{other:00}:log", "*", "m", "1"),
     ("DEL", "wb:{other}:shared"),
+    ("ZADD", "wb:{other/api/user:1}:hits", 1, "1:1"),
     ("EVAL", "return 1", 1, "foreign"),
     ("EVAL", "return redis.call('SET', 'foreign', '1')", 0),
     ("EVAL", "return redis.call('FLUSHALL')", 0),
@@ -330,7 +414,17 @@ FOREIGN: tuple[tuple[Any, ...], ...] = (
     ("CLIENT", "KILL", "TYPE", "normal"),
     ("MONITOR",),
     ("SUBSCRIBE", "channel"),
+    ("SUBSCRIBE", "wb:{other}:cache:profile"),
+    ("SUBSCRIBE", "wb:{other}:cache:profile:beat"),
+    ("SSUBSCRIBE", "channel"),
+    ("PSUBSCRIBE", "*"),
+    ("PUBSUB", "CHANNELS"),
     ("PUBLISH", "channel", "1"),
+    ("PUBLISH", "wb:{other}:cache:profile", "*"),
+    ("SPUBLISH", "channel", "1"),
+    ("EVAL", "return redis.call('PUBLISH', 'wb:{other}:cache:profile', '*')", 0),
+    ("GET", "wb:{other}:cache:profile"),
+    ("HGETALL", "wb:{other/0a1b2c3d}:profile:1:1"),
     ("REPLICAOF", "NO", "ONE"),
     ("BGREWRITEAOF",),
     ("SAVE",),
@@ -344,6 +438,9 @@ FOREIGN: tuple[tuple[Any, ...], ...] = (
 )
 
 
+REFUSAL = r"(?i)no permission|NOPERM|ACL failure|can't (run|access|publish)"
+
+
 def test_nothing_else_is_allowed(shop: Shop, server: GuardedRedis) -> None:
     """Other keys, other namespaces, the server itself: refused to each of the users, by itself and in a script."""
     write(shop.writer)
@@ -354,7 +451,7 @@ def test_nothing_else_is_allowed(shop: Shop, server: GuardedRedis) -> None:
                 with pytest.raises(redis.RedisError) as caught:
                     client.execute_command(*command)
                 # Redis 7.0 words the refusal of a script's inner command in its own way.
-                assert re.search(r"(?i)no permission|NOPERM|ACL failure|can't (run|access)", str(caught.value)), command
+                assert re.search(REFUSAL, str(caught.value)), command
     assert shop.everything() == before
     assert shop.admin.dbsize() == len(before)
 
@@ -362,7 +459,8 @@ def test_nothing_else_is_allowed(shop: Shop, server: GuardedRedis) -> None:
 def test_a_writer_cannot_flush_and_a_flusher_cannot_write(shop: Shop, server: GuardedRedis) -> None:
     """Each has what its own work needs: entries are made by writers, taken by flushers."""
     write(shop.writer)
-    log = shop.writer.keys.logs[0]
+    keys = shop.writer.keys
+    log, hits, entry = keys.logs[0], keys.hits("api", b"user:1"), keys.cache_entry("profile", "1", "1")
     denied: dict[str, list[tuple[Any, ...]]] = {
         "writer": [
             ("XREADGROUP", "GROUP", "flushers", "me", "STREAMS", log, ">"),
@@ -371,7 +469,13 @@ def test_a_writer_cannot_flush_and_a_flusher_cannot_write(shop: Shop, server: Gu
             ("XDEL", log, "1-1"),
             ("SCAN", 0),
         ],
-        "flusher": [("XADD", log, "*", "m", "1")],
+        "flusher": [
+            ("XADD", log, "*", "m", "1"),
+            ("ZADD", hits, 1, "1:1"),
+            ("HSET", entry, "value", "1"),
+            ("PUBLISH", keys.cache_channel("profile"), "*"),
+            ("SUBSCRIBE", keys.cache_channel("profile")),
+        ],
     }
     for role, commands in denied.items():
         with redis.Redis.from_url(server.url_of(f"{shop.namespace}-{role}")) as plain:
@@ -381,6 +485,17 @@ def test_a_writer_cannot_flush_and_a_flusher_cannot_write(shop: Shop, server: Gu
                     client.execute_command(*command)
     with pytest.raises(ConfigurationError, match=r"NOPERM"):
         drain(shop.writer, DEADLINE_SECONDS, QUICK)
+
+
+def test_a_writer_writes_through_by_the_flushers(shop: Shop) -> None:
+    """It may not flush itself, and the error says so; where a flusher is alive it does the work."""
+    hasty = shop.engine("writer", tuned={"write_timeout_seconds": 1.0})
+    with pytest.raises(WriteThroughTimeout, match=r"this process cannot flush itself: .*NOPERM") as late:
+        hasty.put(accounts, {"id": 1, "balance": 1}, policy=WritePolicy.WRITE_THROUGH)
+    with flushing(shop.flusher.start(), QUICK):
+        late.value.receipts[0].wait(Durability.PERSISTED, DEADLINE_SECONDS)
+        shop.writer.increment(accounts, 1, {"balance": 2}, policy=WritePolicy.WRITE_THROUGH)
+        assert shop.rows() == {1: 3}
 
 
 def test_the_lines_are_refused_with_their_placeholders(server: GuardedRedis, namespace: str, kind: Kind) -> None:

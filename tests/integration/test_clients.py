@@ -1,17 +1,20 @@
 """An engine takes over the connection settings of a client that the service has."""
 
+import asyncio
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 import sqlalchemy as sa
+from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.sentinel import Sentinel
 
 import servers
-from writebehind.engine import ConfigurationError, WriteBehind
+from writebehind.engine import AsyncWriteBehind, ConfigurationError, RedisUnavailable, WriteBehind
 from writebehind.engine.embedded import EmbeddedRedis
 
 TABLE = sa.Table("things", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.Text))
@@ -77,9 +80,36 @@ def test_a_client_made_by_sentinel_finds_the_primary(
 ) -> None:
     """The engine's own connections ask Sentinel too."""
     watcher, url = sentinel
+    asyncio.run(_through_awaited_sentinel(watcher, namespace, sqlite_url))
     with (
         watcher.master_for("shop") as client,  # type: ignore[no-untyped-call]
         WriteBehind(redis=client, database=sqlite_url, tables=[TABLE], namespace=namespace) as engine,
     ):
         engine.put(TABLE, {"id": 1, "name": "one"})
-    assert entries(url, namespace) == 1
+    assert entries(url, namespace) == 2
+
+
+async def _through_awaited_sentinel(watcher: Sentinel, namespace: str, sqlite_url: str) -> None:
+    known = watcher.sentinels[0].connection_pool.connection_kwargs
+    awaited = AsyncSentinel([(known["host"], known["port"])], socket_timeout=5)  # type: ignore[no-untyped-call]
+    client = awaited.master_for("shop")
+    async with AsyncWriteBehind(redis=client, database=sqlite_url, tables=[TABLE], namespace=namespace) as engine:
+        await engine.put(TABLE, {"id": 1, "name": "one"})
+    await client.aclose()
+    for each in awaited.sentinels:
+        await each.aclose()
+    # What the service asks of Sentinel holds for the engine, too.
+    demands: list[tuple[dict[str, Any], str]] = [
+        ({"min_other_sentinels": 1}, "No master found"),
+        ({"force_master_ip": "127.0.0.99"}, "127.0.0.99"),
+    ]
+    for demand, why in demands:
+        awaited = AsyncSentinel([(known["host"], known["port"])], socket_timeout=5, **demand)  # type: ignore[no-untyped-call]
+        client = awaited.master_for("shop")
+        engine = AsyncWriteBehind(redis=client, database=sqlite_url, tables=[TABLE], namespace=namespace)
+        with pytest.raises(RedisUnavailable, match=why):
+            await engine.start()
+        await engine.close()
+        await client.aclose()
+        for each in awaited.sentinels:
+            await each.aclose()

@@ -442,7 +442,7 @@ def test_the_recommended_recipe_keeps_everything(
 
 def allow(server: EmbeddedRedis, *rules: str) -> str:
     """Make the user ``service`` with rules of its own; return its URL."""
-    run(server, " ".join(["ACL SETUSER service reset on >word ~wb:*", *rules]), "ACL SAVE")
+    run(server, " ".join(["ACL SETUSER service reset on >word ~wb:* resetchannels &wb:*", *rules]), "ACL SAVE")
     return f"redis://service:word@127.0.0.1:{server.port}/0"
 
 
@@ -495,8 +495,11 @@ def test_a_missing_permission_is_named(
     assert finding.severity is FAILURE
     assert "HSET, XGROUP|CREATE" in finding.what
     assert finding.remedy == "ACL SETUSER <user> ~wb:* +hset +xgroup|create"
-    engine = make(allow(server, *EVERYTHING, *way, "resetkeys", "~other:*"))
-    assert severities(doctor(engine))["permissions"] is FAILURE
+    for places in (("resetkeys", "~other:*"), ("resetchannels", "&other:*")):
+        engine = make(allow(server, *EVERYTHING, *way, *places))
+        (finding,) = [finding for finding in doctor(engine).findings if finding.code == "permissions"]
+        assert finding.severity is FAILURE
+    assert finding.remedy == "ACL SETUSER <user> ~wb:* &wb:* +publish +subscribe"
     with redis.Redis.from_url(server.url) as client:
         assert client.dbsize() == 0
 

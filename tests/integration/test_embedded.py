@@ -10,6 +10,7 @@ import pytest
 import redis
 import sqlalchemy as sa
 
+from servers import refuse
 from writebehind.engine.embedded import EmbeddedDatabase, EmbeddedMariaDB, EmbeddedPostgreSQL, EmbeddedRedis
 from writebehind.engine.errors import ConfigurationError
 
@@ -21,7 +22,7 @@ def database_class(request: pytest.FixtureRequest) -> type[EmbeddedDatabase]:
     try:
         kind()
     except ConfigurationError as error:
-        pytest.skip(str(error))
+        refuse(str(error))
     return kind
 
 

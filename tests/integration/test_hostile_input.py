@@ -478,9 +478,12 @@ def test_a_damaged_meta_hash(small: Shop, field: str, value: str) -> None:
     small.command("HSET", meta, field, value)
     with pytest.raises(ConfigurationError, match="does not hold what the engine writes"):
         drain(small.app, HALT_SECONDS, QUICK)
+    if field == "watermark":
+        # A read that asks how far SQL is: the record is partial.
+        small.app.patch(accounts, 9, {"owner": "x"})
     if field in {"watermark", "floor"}:
         with pytest.raises(ConfigurationError, match="not as the engine writes it"):
-            small.app.get(accounts, 1)
+            small.app.get(accounts, 9)
     if before is None:
         small.command("HDEL", meta, field)
     else:

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from running import flushing
 from writebehind.engine import Durability, WriteBehind
+from writebehind.engine.adapters.log import Log
 from writebehind.engine.core.payload import LETTER, MEANT, Op, encode
 from writebehind.flushers import FlusherSettings, drain, initialise
 from writebehind.recovery import (
@@ -194,6 +195,47 @@ def test_a_discard_gives_one_letter_up(each_shop: Shop) -> None:
     shop.agrees()
     assert [found.fate for found in shop.decide(discard, refused, waiting)] == [Fate.GONE] * 2
     assert shop.balances() == {7: 15}
+    shop.agrees()
+
+
+@pytest.mark.parametrize("change", ["increment", "patch"])
+@pytest.mark.parametrize("late", [False, True], ids=["before", "meanwhile"])
+def test_what_was_loaded_lacks_what_waits(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, change: str, *, late: bool
+) -> None:
+    """A row that was loaded before SQL took a letter, and was written since, is not left as the record."""
+    first, second = [key for key in range(1, 100) if shop.app.atomic(accounts, key).receipt.partition == 0][:2]
+    shop.put(first, 5)
+    shop.put(second, 20)
+    shop.flush()
+    shop.app.patch(accounts, first, {"balance": -5})
+    with shop.app.atomic(accounts, first) as group:
+        group.increment(accounts, first, {"balance": 1})
+        group.increment(accounts, second, {"balance": 10})
+    shop.flush()
+    refused, waiting = shop.letters()
+    assert shop.decide(replay, waiting)[0].fate is Fate.WAITING
+    if change == "increment":
+        assert shop.balance(second) == 20
+        shop.app.increment(accounts, second, {"balance": 0})
+    else:
+        shop.app.patch(accounts, second, {"owner": "Grace"})
+        assert shop.balance(second) == 20
+    shop.flush()
+    acknowledge = Log.acknowledge
+
+    def acknowledge_later(log: Log, acknowledgements: Any) -> None:
+        done = list(acknowledgements)
+        if late and any(each.late for each in done):
+            shop.app.increment(accounts, second, {"balance": 3})
+        acknowledge(log, done)
+
+    monkeypatch.setattr(Log, "acknowledge", acknowledge_later)
+    assert shop.decide(discard, refused) == [Resolution(Fate.GONE)]
+    shop.flush()
+    expected = 33 if late else 30
+    assert shop.balances()[second] == expected
+    assert shop.balance(second) == expected
     shop.agrees()
 
 

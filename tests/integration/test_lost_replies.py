@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from writebehind.drills.proxy import Mishap, Proxy
 from writebehind.engine import (
+    ConfigurationError,
     EngineSettings,
     Receipt,
     RedisUnavailable,
@@ -378,6 +379,31 @@ def test_a_log_overwritten_before_the_retry_makes_the_outcome_unknown(
         increment(engine)
     client.rename(kept, name)
     assert amounts(engine)[0] == (fault is Mishap.CUT_AFTER)
+
+
+@WRITES
+@pytest.mark.parametrize("fault", [Mishap.CUT_BEFORE, Mishap.CUT_AFTER])
+def test_a_server_that_hides_what_it_is_leaves_a_lost_outcome_unknown(
+    own_redis: "OwnRedisFactory", namespace: str, monkeypatch: pytest.MonkeyPatch, write: Write, fault: Mishap
+) -> None:
+    """Who reconnects after a lost reply and is denied INFO does not say that nothing was written."""
+    server = own_redis()
+    with redis.Redis.from_url(server.url) as plain, Proxy(urlsplit(server.url).port or 0) as proxy:
+        client: Any = plain
+        with through(proxy, namespace) as engine:
+            monkeypatch.setattr(
+                "writebehind.engine.adapters.attempts.pause",
+                lambda *_: client.execute_command("ACL", "SETUSER", "default", "-info"),
+            )
+            proxy.inject(fault, SCRIPT)
+            with pytest.raises(WriteOutcomeUnknown, match="run_id"):
+                write(engine)
+            with pytest.raises(ConfigurationError, match="run_id"):
+                write(engine)
+            client.execute_command("ACL", "SETUSER", "default", "+info")
+            assert amounts(engine)[0] == (fault is Mishap.CUT_AFTER)
+            found = mutations(client, engine)
+            assert len(found) == len(set(found))
 
 
 @pytest.mark.parametrize("fault", [Mishap.CUT_BEFORE, Mishap.DELAY])

@@ -484,6 +484,27 @@ def test_a_redis_short_of_memory_gets_no_more_than_is_flushed(own_redis: "OwnRed
     assert ids(engine) == list(range(6))
 
 
+def test_a_burst_between_two_looks(own_redis: "OwnRedisFactory", make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer counts what it sends: it is held before Redis is full, though nobody looks meanwhile."""
+    monkeypatch.setattr(watch, "WATCH_SECONDS", DEADLINE_SECONDS)
+    monkeypatch.setattr(watch, "MEMORY_SECONDS", DEADLINE_SECONDS)
+    server = own_redis({"maxmemory-policy": "noeviction"})
+    engine = make(EngineSettings(redis_memory_share_max=0.9, backpressure=Backpressure.REJECT), redis=server.url)
+    with redis.Redis.from_url(server.url) as plain:
+        client: Any = plain
+        engine.put(accounts, account(0))
+        limit = int(client.info("memory")["used_memory"]) + 8_000_000
+        client.config_set("maxmemory", limit)
+        engine._memory.look()
+        with pytest.raises(BacklogFull, match="short of memory"):
+            for number in range(1, 1000):
+                engine.put(accounts, account(number, "x" * 10_000))
+        assert number > 100
+        assert client.info("memory")["used_memory"] < limit
+    drain(engine, DEADLINE_SECONDS, QUICK)
+    assert ids(engine) == list(range(number))
+
+
 def test_a_server_that_hides_its_memory_is_not_short_of_it(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not known holds nobody."""
     engine = make(EngineSettings(redis_memory_share_max=0.000001))

@@ -630,6 +630,76 @@ def test_an_emptied_redis_is_filled_again(world: World, *, drained: bool) -> Non
     assert world.kinds() == ["a", "b", "c"]
 
 
+def test_a_silent_database_is_asked_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that needs SQL's word for each of many partitions waits for one answer, and is asked again later."""
+    world.app.close()
+    silent, asked, partitions = threading.Event(), list[Any](), 8
+    monkeypatch.setattr("writebehind.engine.adapters.asking.ASK_SECONDS_MAX", 0.2)
+    monkeypatch.setattr("writebehind.engine.adapters.asking.SILENT_SECONDS", 3600.0)
+    engine = WriteBehind(
+        redis=world.server.url, database=world.database, tables=[accounts], namespace=f"{world.namespace}m",
+        partitions=partitions, settings=EngineSettings(retained_bytes_max=0), on_data_loss=world.losses.append,
+    )  # fmt: skip
+
+    def silence(_namespace: str, numbers: Any) -> None:
+        asked.append(numbers)
+        silent.wait(DEADLINE_SECONDS)
+
+    with contextlib.closing(engine) as app:
+        initialise(app, create_tables=True)
+        for key in range(100):
+            app.put(accounts, {"id": key})
+        with monkeypatch.context() as patch, redis.Redis.from_url(world.server.url) as client:
+            patch.setattr(app._rewriter, "look", lambda: None)
+            patch.setattr(app.rows, "applied_of", silence)
+            client.flushall()
+            world.server.kill()
+            world.server.start()
+            app.put(accounts, {"id": 1})
+            assert len(asked) == 1
+            assert len(app._rewriter._uncounted) == partitions
+            assert world.losses == []
+            silent.set()
+        app._rewriter._asking._silent_until = 0.0
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while len(world.losses) < partitions and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert sum(loss.unretained for loss in world.losses) == 100
+
+
+def test_a_loss_is_noted_while_redis_is_watched(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that hangs keeps nobody from looking at Redis, and has each loss once when it answers again."""
+    app, hanging, noting, looks = world.app.start(), threading.Event(), list[str](), list[float]()
+    note_loss, look = app.rows.note_loss, app._memory.look
+
+    def hang(namespace: str, loss: DataLoss, reporter: str) -> None:
+        noting.append(loss.first_id)
+        assert hanging.wait(DEADLINE_SECONDS)
+        note_loss(namespace, loss, reporter)
+
+    def looked() -> None:
+        looks.append(time.monotonic())
+        look()
+
+    monkeypatch.setattr(app.rows, "note_loss", hang)
+    monkeypatch.setattr(app._memory, "look", looked)
+    for number in (1, 2):
+        app._rewriter._report(DataLoss(partition=0, first_id=f"{number}-0", last_id=f"{number}-0", superseded=1))
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not noting and time.monotonic() < deadline:
+        time.sleep(0.01)
+    before = len(looks)
+    while len(looks) < before + 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(looks) >= before + 5
+    assert noting == ["1-0"]
+    hanging.set()
+    app.close()
+    assert noting == ["1-0", "2-0"]
+    with contextlib.closing(world.engine()) as other:
+        assert sorted(loss.first_id for loss in status(other).losses) == noting
+
+
 def test_what_is_not_kept_is_counted_once_sql_answers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """While SQL is away nobody knows what is lost: nothing is said of it, and it is counted when SQL is back."""
     world.app.close()

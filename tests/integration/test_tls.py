@@ -1,5 +1,6 @@
 """Connections under TLS: the right certificate works everywhere, a wrong one is refused and the error says why."""
 
+import asyncio
 import contextlib
 import os
 import pwd
@@ -19,7 +20,14 @@ import sqlalchemy as sa
 import servers
 from certificates import Certificate, authority, issue
 from running import flushing
-from writebehind.engine import DatabaseUnavailable, Durability, EngineSettings, RedisUnavailable, WriteBehind
+from writebehind.engine import (
+    AsyncWriteBehind,
+    DatabaseUnavailable,
+    Durability,
+    EngineSettings,
+    RedisUnavailable,
+    WriteBehind,
+)
 from writebehind.engine.embedded import EmbeddedDatabase, EmbeddedMariaDB, EmbeddedPostgreSQL, EmbeddedRedis
 from writebehind.engine.embedded.server import free_port
 from writebehind.engine.errors import WriteBehindError
@@ -253,6 +261,30 @@ def test_sql_under_tls(sql: str, certificates: Certificates, redis_url: str, nam
         with app.database.begin() as connection:
             assert connection.execute(sa.select(accounts.c.balance)).scalar_one() == 7
             connection.execute(sa.delete(accounts))
+
+
+def test_an_async_engine_under_tls(sql: str, redis_url: str, namespace: str) -> None:
+    """Drivers for asyncio and for threads are served by one URL, each in its own words."""
+    url = sa.make_url(sql)
+    if url.get_backend_name() != "postgresql":
+        pytest.skip("no driver for asyncio")
+    pytest.importorskip("asyncpg")
+
+    async def main() -> None:
+        async with AsyncWriteBehind(
+            redis=redis_url,
+            database=url.set(drivername="postgresql+asyncpg").update_query_dict({"ssl": "require"}),
+            tables=[accounts],
+            namespace=namespace,
+        ) as app:
+            await asyncio.to_thread(initialise, app.blocking, create_tables=True)
+            assert encrypted(app.blocking)
+            receipt = await app.put(accounts, {"id": 2, "balance": 5})
+            await asyncio.to_thread(drain, app.blocking, DEADLINE_SECONDS, QUICK)
+            await receipt.wait(Durability.PERSISTED)
+            assert await app.get(accounts, 3) is None
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("wrong", ["authority", "host"])

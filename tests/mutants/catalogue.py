@@ -13,6 +13,9 @@ APPEND = "engine/adapters/lua/append.lua"
 APART = "flushers/apart.py"
 APPENDER = "engine/adapters/appender.py"
 ATTEMPTS = "engine/adapters/attempts.py"
+CACHE_FILL = "engine/adapters/lua/cache_fill.lua"
+CACHE_LOOK = "engine/adapters/lua/cache_look.lua"
+CACHE_STORE = "engine/adapters/cache_store.py"
 COALESCING = "engine/core/coalescing.py"
 CONFIRMER = "engine/adapters/confirmer.py"
 CONTIGUITY = "engine/core/contiguity.py"
@@ -20,37 +23,68 @@ CURSOR = "flushers/cursor.py"
 FLUSH = "flushers/flush.py"
 FLUSHER = "flushers/flusher.py"
 FSYNC = "engine/adapters/fsync.py"
+HIT = "engine/adapters/lua/hit.lua"
 HOLDINGS = "flushers/holdings.py"
 INTAKE = "flushers/intake.py"
 ISOLATION = "flushers/isolation.py"
 LEASES = "flushers/leases.py"
 LETTERS = "flushers/letters.py"
 LINKS = "engine/adapters/links.py"
+LANE = "engine/lane.py"
+LANES = "engine/lanes.py"
+LOCAL_CACHE = "engine/adapters/local_cache.py"
+LOCAL_ENTRIES = "engine/core/local_entries.py"
 LOG = "engine/adapters/log.py"
 MERGING = "flushers/merging.py"
 OPEN_EPOCH = "engine/adapters/lua/open_epoch.lua"
 PACING = "flushers/pacing.py"
+PARCELS = "engine/parcels.py"
 PAYLOAD = "engine/core/payload.py"
 PUBLISH = "engine/adapters/lua/publish.lua"
 QUARANTINE = "flushers/quarantine.py"
-READER = "engine/adapters/reader.py"
+RECORD_OVERLAY = "engine/adapters/lua/record_overlay.lua"
+READING = "engine/core/reading.py"
+READ_THROUGH = "engine/core/read_through.py"
+RECORD_FILL = "engine/adapters/lua/record_fill.lua"
+RECORD_LEASE = "engine/adapters/lua/record_lease.lua"
+RECORD_RELEASE = "engine/adapters/lua/record_release.lua"
+RECORD_OVERLAY = "engine/adapters/lua/record_overlay.lua"
 REWRITING = "engine/adapters/rewriting.py"
 ROWS = "engine/adapters/rows.py"
 SENDING = "engine/sending.py"
 SETTLE = "engine/adapters/lua/settle.lua"
+SETTLEMENT = "flushers/settlement.py"
 SIFTING = "flushers/sifting.py"
 TAKEOVER = "recovery/takeover.py"
+OWN_FLUSHER = "engine/own_flusher.py"
 TRANSACTION = "flushers/transaction.py"
+TROUBLE = "flushers/trouble.py"
+WRITER = "engine/writing.py"
 
+CACHE = "tests/integration/test_cache.py"
+CACHE_MACHINE = "tests/property/test_cache.py"
+COPIES = "tests/integration/test_cache_copies.py"
+LEASES_OF_CACHES = "tests/integration/test_cache_leases.py"
 FAULTS = "tests/integration/test_known_faults.py"
+HANGING = "tests/integration/test_hanging_sql.py"
+FILLED = "tests/integration/test_read_through.py"
 ENGINE = "tests/integration/test_engine.py"
+HOT = "tests/integration/test_reads_under_writes.py"
+LIMITED = "tests/integration/test_rate_limits.py"
+LIMITED_AT_ALL_TIMES = "tests/property/test_rate_limits.py"
 LOST = "tests/integration/test_lost_replies.py"
+READS = "tests/contract/test_reads.py"
 PRESSED = "tests/integration/test_pressure.py"
 REFUSED = "tests/integration/test_dead_letters.py"
 REFUSED_FAULTS = "tests/integration/test_dead_letter_faults.py"
+RESOLVED = "tests/integration/test_letter_resolution.py"
+AWAITING = "tests/integration/test_async.py"
+LANED = "tests/integration/test_lanes.py"
+DAMAGED = "tests/integration/test_damaged_partitions.py"
 DOUBTS = "tests/integration/test_doubts.py"
 RETENTION = "tests/integration/test_retention.py"
 ROLLBACKS = "tests/integration/test_rollbacks.py"
+THROUGH = "tests/integration/test_write_through.py"
 
 EXCHANGE = """            link.connection.send_packed_command((pack_command(command),), check_health=False)
             return link.receive(disable_decoding=True)"""
@@ -199,10 +233,98 @@ WRITING = [
     mutant(
         "marker-not-awaited",
         "a read after a cold increment gives the row of before",
-        READER,
-        "if needed > watermark and not",
-        "if state is Standing.OVERLAY and needed > watermark and not",
+        READ_THROUGH,
+        "        if last > applied:",
+        "        if state is Standing.OVERLAY and last > applied:",
         f"{ENGINE}::test_a_cold_increment_is_read_after_its_flush",
+    ),
+    mutant(
+        "read-chases-writes",
+        "a record that is written all the while is never read",
+        READ_THROUGH,
+        "        if wanted.inserted is None:\n",
+        "        if True:\n",
+        f"{HOT}::test_a_hot_counter",
+    ),
+    mutant(
+        "read-before-its-time",
+        "a record that is written all the while is read as it was before the read began",
+        READ_THROUGH,
+        "wanted.ripe = wanted.required <= applied",
+        "wanted.ripe = True",
+        f"{HOT}::test_what_was_accepted_before_is_awaited",
+    ),
+    mutant(
+        "read-of-the-history-before",
+        "what was accepted before a read in a new history is not awaited",
+        READ_THROUGH,
+        "        if sights.identity != self._identity:",
+        "        if self._identity is None:",
+        f"{HOT}::test_another_history",
+    ),
+    mutant(
+        "row-under-anything",
+        "a row is laid under what was written since, and undoes it",
+        RECORD_OVERLAY,
+        "(known[1] or known[3]) ~= ARGV[1]",
+        "false",
+        f"{HOT}::test_a_record_from_before_a_column_is_written_meanwhile",
+    ),
+    mutant(
+        "new-column-never-kept",
+        "after a new column SQL is asked for each record at each read",
+        RECORD_OVERLAY,
+        "(known[2] ~= 'partial' and known[2] ~= 'full')",
+        "known[2] ~= 'partial'",
+        f"{HOT}::test_a_record_from_before_a_column",
+    ),
+    mutant(
+        "rest-loaded-by-all",
+        "two hundred readers of a partial record ask SQL two hundred times",
+        RECORD_LEASE,
+        "if left > 0 and left <= tonumber(ARGV[3]) then return 0 end",
+        "",
+        f"{FILLED}::test_two_hundred_threads_ask_once_for_the_rest",
+    ),
+    mutant(
+        "rest-loaded-once-more",
+        "a reader that looked before the row came loads it again",
+        RECORD_LEASE,
+        "(lacked ~= '' and redis.call('HGET', key, lacked))",
+        "false",
+        f"{FILLED}::test_who_looked_before_the_rest_came",
+    ),
+    mutant(
+        "rest-leased-for-good",
+        "a write to a partial record leaves its readers to wait for a load that is of no use any more",
+        RECORD_LEASE,
+        "if leased == about then",
+        "if leased then",
+        f"{FILLED}::test_a_lease_for_the_rest_ends",
+    ),
+    mutant(
+        "rest-not-there",
+        "readers of a patch without a row load one after the other",
+        RECORD_OVERLAY,
+        "redis.call('HSET', KEYS[1], ':overlay', nothing)",
+        "redis.call('HDEL', KEYS[1], ':overlay')",
+        f"{FILLED}::test_readers_of_a_patch_without_a_row",
+    ),
+    mutant(
+        "rest-not-given-back",
+        "a failed load for a partial record holds its readers up until the lease has run out",
+        RECORD_RELEASE,
+        "string.match(known[3] or '', '^%d+ (%S+) ') == ARGV[1]",
+        "false",
+        f"{FILLED}::test_a_lease_for_the_rest_ends",
+    ),
+    mutant(
+        "queue-of-all-that-waited",
+        "who waited for a flush asks SQL beside all others",
+        READ_THROUGH,
+        "queues_up = wanted.queued and",
+        "queues_up = wanted.waited and",
+        f"{FILLED}::test_a_flush_while_the_rest_is_loaded",
     ),
     mutant(
         "batch-overtaken",
@@ -238,6 +360,290 @@ WRITING = [
     ),
 ]
 
+WRITING_THROUGH = [
+    mutant(
+        "through-returns-before-sql",
+        "a write through returns when SQL has not got it",
+        WRITER,
+        "        if through:\n            self._persist([], {partition: [receipt]})\n            return receipt\n",
+        "        if through:\n            return receipt\n",
+        f"{THROUGH}::test_sql_and_hash_agree_on_return[a flusher]",
+    ),
+    mutant(
+        "through-by-the-first-entry",
+        "a batch written through returns when SQL has the first of its writes to a partition",
+        "engine/confirmations.py",
+        "for last in {receipt.identity: receipt for receipt in listed if not receipt.in_doubt}.values():",
+        "for last in {receipt.identity: receipt for receipt in listed[::-1] if not receipt.in_doubt}.values():",
+        f"{THROUGH}::test_a_batch_is_whole",
+    ),
+    mutant(
+        "a-tables-policy-unheard",
+        "a table that is to be written through is written behind",
+        "engine/declarations.py",
+        "return bool(self._through) and not self._through.isdisjoint(names)",
+        "return False",
+        f"{THROUGH}::test_a_table_and_a_call",
+    ),
+    mutant(
+        "a-group-by-its-own-name",
+        "an atomic group of a table that is written through is written behind",
+        "engine/batches.py",
+        "return self._core.declarations.writes_through({each.member[1] for each in self._entries}, self._policy)",
+        'return self._core.declarations.writes_through({""}, self._policy)',
+        f"{THROUGH}::test_batches_and_groups",
+    ),
+    mutant(
+        "through-past-a-dead-letter",
+        "a write through that SQL refuses returns as if SQL had it",
+        CONFIRMER,
+        "        if letter is not None and letter.error is not None:\n",
+        "        if letter is None or letter.error is not None:\n            return False\n"
+        "        if letter.error is not None:\n",
+        f"{THROUGH}::test_what_sql_refuses[a flusher]",
+    ),
+    mutant(
+        "the-newest-entry-first",
+        "a service's own flusher overtakes what stands in the log before the write",
+        OWN_FLUSHER,
+        "            flusher = self._flusher(unserved)\n",
+        "            flusher = self._flusher(unserved)\n            take_over = flusher.holdings.take_over\n\n"
+        "            def at_the_end(cursor):\n                done = take_over(cursor)\n"
+        "                end = flusher._log.states([cursor.number])[cursor.number].end\n"
+        "                cursor.base = cursor.position = type(end)(end.epoch, end.sequence - 1)\n"
+        "                cursor.expected = cursor.committed\n                return done\n\n"
+        "            flusher.holdings.take_over = at_the_end\n",
+        f"{THROUGH}::test_sql_and_hash_agree_on_return[no flusher]",
+    ),
+    mutant(
+        "nobody-flushes",
+        "where no flusher is alive nothing can be written through",
+        OWN_FLUSHER,
+        "            if concerned := self._unserved(waiting, now):\n                self._flush(concerned)\n",
+        "            self._unserved(waiting, now)\n",
+        f"{THROUGH}::test_a_table_and_a_call",
+    ),
+    Mutant(
+        name="its-own-flusher-stays",
+        harm="a service keeps partitions that nobody waits for, and flushers stand idle",
+        edits=[
+            Edit(
+                path=OWN_FLUSHER,
+                old="                if self._flushing and self._waiting.keys().isdisjoint(self._flushing):\n"
+                "                    self._stopping.set()\n",
+                new="",
+            ),
+            Edit(path=OWN_FLUSHER, old="return nobody or (waits", new="return nobody and (waits"),
+        ],
+        tests=[f"{THROUGH}::test_where_none_is_alive_nothing_else_is_taken"],
+    ),
+    mutant(
+        "its-own-flusher-stays-beside-a-live-one",
+        "a service with many writers keeps its partitions from the flushers for as long as anybody waits",
+        OWN_FLUSHER,
+        "            if flusher.holdings.members:\n",
+        "            if False:\n",
+        f"{THROUGH}::test_a_member_comes_while_somebody_always_waits",
+    ),
+    mutant(
+        "its-own-flusher-dies",
+        "after one unexpected error nothing is written through any more where no flusher is alive",
+        OWN_FLUSHER,
+        "        except Exception as error:\n            # Whatever it is, it must not end the thread",
+        "        except ZeroDivisionError as error:\n            # Whatever it is, it must not end the thread",
+        f"{THROUGH}::test_an_error_that_nobody_expects",
+    ),
+    mutant(
+        "its-own-flusher-takes-all",
+        "a service takes partitions that it does not wait for from the flushers",
+        OWN_FLUSHER,
+        "member=False, among=among,",
+        "member=False,",
+        f"{THROUGH}::test_where_none_is_alive_nothing_else_is_taken",
+    ),
+    mutant(
+        "beside-a-live-flusher",
+        "a service takes what a flusher that is alive was about to",
+        ROWS,
+        "Serving(bool(members or row.held), row.halted)",
+        "Serving(bool(row.held), row.halted)",
+        f"{THROUGH}::test_a_live_flusher_is_left_to_it",
+    ),
+    mutant(
+        "a-timeout-without-receipts",
+        "who writes through while SQL is down cannot ask what became of it",
+        OWN_FLUSHER,
+        "            receipts=without,\n",
+        "",
+        f"{THROUGH}::test_a_halted_partition",
+    ),
+    mutant(
+        "settled-later",
+        "a record is still dirty when its write through returns",
+        "engine/confirmations.py",
+        "covered.append((yield from self.confirming(*asked)))",
+        "covered.append((yield from self.confirming(*asked)) or True)",
+        f"{THROUGH}::test_redis_hears_of_it_late[threads]",
+    ),
+    mutant(
+        "settled-later-in-a-loop",
+        "a record is still dirty when its write through returns in an event loop",
+        CONFIRMER,
+        "            yield from self._published(partition, passed.last)\n",
+        "",
+        f"{THROUGH}::test_redis_hears_of_it_late[an event loop]",
+    ),
+    mutant(
+        "waits-for-sql-without-end",
+        "whoever waits for a database that does not answer waits as long as that does",
+        CONFIRMER,
+        "                if now >= deadline + (0.0 if asked.look is None else GRACE_SECONDS):\n",
+        "                if now >= deadline and asked.look is None:\n",
+        f"{HANGING}::test_who_waits_in_threads[silent]",
+    ),
+    mutant(
+        "asks-for-letters-without-end",
+        "whoever waits for a write of a partition with dead letters waits as long as the database does not answer",
+        "engine/adapters/looks.py",
+        "            while not look.answered() and (left := until_seconds - time.monotonic()) > 0:\n",
+        "            while not look.answered() and (left := 1.0):\n",
+        "tests/unit/test_looks.py::test_who_waits_goes_in_time",
+    ),
+    mutant(
+        "a-thread-for-each-look",
+        "a database that does not answer takes all threads that a process may have",
+        "engine/adapters/looks.py",
+        "return sum(now - since < STUCK_SECONDS for since in self._asking_since.values())",
+        "return 0",
+        f"{HANGING}::test_who_waits_in_threads[silent]",
+    ),
+    mutant(
+        "queries-without-a-limit",
+        "a lock keeps a connection for as long as it is held",
+        ROWS,
+        "self._limited.connect() as connection:\n                # The offset first",
+        "self._engine.connect() as connection:\n                # The offset first",
+        f"{HANGING}::test_what_is_asked_has_a_limit",
+    ),
+    mutant(
+        "queries-without-a-limit-after-a-rollback",
+        "a lock keeps a connection for as long as it is held where a row could not be read",
+        "engine/adapters/limiting.py",
+        "        connection.rollback()\n        self._begin(connection)\n",
+        "        connection.rollback()\n",
+        f"{FILLED}::test_a_limit_where_a_row_cannot_be_read",
+    ),
+    mutant(
+        "waits-for-a-thread-without-end",
+        "whoever finds no thread to wait for a disk in waits as long as others do",
+        "engine/rounds.py",
+        "asyncio.timeout(max(0.0, timeout) + 2 * GRACE_SECONDS)",
+        "asyncio.timeout(None)",
+        "tests/unit/test_rounds.py::test_no_thread_to_ask_in",
+    ),
+    Mutant(
+        name="late-for-all",
+        harm="writes that SQL has are named as late",
+        edits=[
+            Edit(
+                path="engine/confirmations.py",
+                old="        while waits:\n            over",
+                new="        while not failures and waits:\n            over",
+            ),
+            Edit(path="engine/confirmations.py", old="waits[:1] if over_since < 0 else list(waits)", new="waits[:1]"),
+        ],
+        tests=["tests/contract/test_shells.py::test_failures_of_several_partitions"],
+    ),
+    mutant(
+        "late-for-all-while-sql-hangs",
+        "writes that Redis knows to be in SQL are named as late, because SQL says nothing of others",
+        "engine/confirmations.py",
+        "            for wait in waits[:1] if over_since < 0 else list(waits):\n",
+        "            for wait in waits[:1]:\n",
+        f"{HANGING}::test_what_redis_knows_of_other_partitions",
+    ),
+    mutant(
+        "late-before-refused",
+        "a write that SQL refuses hides behind one that is late",
+        "engine/errors.py",
+        "        case PoisonEntryError():\n            return 2\n",
+        "        case PoisonEntryError():\n            return 5\n",
+        "tests/contract/test_shells.py::test_failures_of_several_partitions",
+    ),
+    mutant(
+        "a-failure-for-an-answer",
+        "a database that fails late is waited for by every write again",
+        "engine/adapters/asking.py",
+        "not silent.succeeded() and ",
+        "not silent.answered() and ",
+        "tests/unit/test_asking.py::test_silence_ends_with_the_answer",
+    ),
+    mutant(
+        "unanswered-questions-pile-up",
+        "a database that hung for hours is asked all that was wanted meanwhile, and what is wanted now comes last",
+        "engine/adapters/asking.py",
+        "            before.give_up()\n",
+        "            pass\n",
+        "tests/unit/test_asking.py::test_only_the_last_unanswered_question_stays",
+    ),
+    mutant(
+        "closed-told-as-a-runtime-error",
+        "a read that waits while its engine is closed gets an error of a thread pool",
+        "engine/async_write_behind.py",
+        '            if self._closed:\n                raise WriteBehindError("this engine was closed meanwhile"',
+        '            if False:\n                raise WriteBehindError("this engine was closed meanwhile"',
+        "tests/integration/test_async_reads.py::test_closed_while_a_read_waits",
+    ),
+    mutant(
+        "cancelled-once",
+        "a driver that politely asks a hung server to end a query outlives the engine",
+        "engine/adapters/async_clients.py",
+        "CANCEL_SECONDS = (2.0, 0.5, 0.5)",
+        "CANCEL_SECONDS = (2.0,)",
+        "tests/integration/test_async_clients.py::test_closing_does_not_wait_for_a_database_that_hangs",
+    ),
+    mutant(
+        "silent-after-an-answer",
+        "a database that was slow once is not asked for seconds, and what it has is told as lost",
+        "engine/adapters/asking.py",
+        "not silent.succeeded() and ",
+        "",
+        "tests/unit/test_asking.py::test_silence_ends_with_the_answer",
+    ),
+    mutant(
+        "a-lone-question-waits-behind-dead-connections",
+        "a read behind connections that are dead is not asked for over another, until something else is asked",
+        "engine/adapters/looks.py",
+        "                self.attend()\n",
+        "                pass\n",
+        "tests/unit/test_looks.py::test_who_waits_alone_is_asked_for_when_threads_are_lost",
+    ),
+    mutant(
+        "closed-while-it-connects",
+        "an engine that is closed leaves a connection half made behind, in an event loop that ends",
+        "engine/async_write_behind.py",
+        "                await self._calls.end()\n",
+        "                pass\n",
+        "tests/integration/test_async_clients.py::test_closing_waits_for_what_is_asked",
+    ),
+    mutant(
+        "closing-waits-for-a-hung-database",
+        "what a database that hangs was asked outlives the engine",
+        "engine/adapters/async_clients.py",
+        "                    task.cancel()\n",
+        "                    pass\n",
+        "tests/integration/test_async_clients.py::test_closing_does_not_wait_for_a_database_that_hangs",
+    ),
+    mutant(
+        "through-returns-before-sql-in-a-loop",
+        "a write through returns in an event loop when SQL has not got it",
+        "engine/async_writing.py",
+        "                await self._persist([], [receipt])\n                return\n",
+        "                return\n",
+        "tests/contract/test_shells.py::test_write_through_by_policy",
+    ),
+]
+
 RETRIES = [
     Mutant(
         name="client-repeats-writes",
@@ -265,6 +671,36 @@ RETRIES = [
         "Retry(NoBackoff(), 0)",
         "Retry(NoBackoff(), 3)",
         f"{FAULTS}::test_a_connection_is_tried_once",
+    ),
+    mutant(
+        "one-damaged-refuses-all",
+        "a damaged partition refuses the writes of others that share its round trip",
+        APPENDER,
+        """            except ConfigurationError as error:
+                unmet[partition] = Unfit(error)
+""",
+        """            except ConfigurationError as error:
+                return dict.fromkeys(partitions, Unfit(error))
+""",
+        f"{DAMAGED}::test_tasks_that_know_nothing_of_each_other[lineage]",
+    ),
+    mutant(
+        "one-damaged-keeps-a-link",
+        "each write to a damaged partition costs a connection",
+        APPENDER,
+        """        replies = iter(self._exchange(link, [call""",
+        """        if len(unmet) == len(calls):
+            return [(b"", unmet[call.partition], 0) for call in calls]
+        replies = iter(self._exchange(link, [call""",
+        f"{DAMAGED}::test_a_batch_gives_no_connection_up",
+    ),
+    mutant(
+        "one-damaged-stops-writing-again",
+        "what Redis has lost is not written again, because another partition is damaged",
+        "engine/adapters/rewriter.py",
+        "                    self._reconcile_if_fit(number)\n",
+        "                    self.reconcile(number)\n",
+        f"{DAMAGED}::test_what_redis_loses_of_the_other_is_written_again[lineage]",
     ),
     mutant(
         "retry-under-another-id",
@@ -331,6 +767,15 @@ RETRIES = [
         "        lost = still_lost(reply, lost)\n",
         "",
         "tests/unit/test_appending.py::test_nothing_written_is_said_only_when_certain",
+    ),
+    mutant(
+        "hidden-server-called-nothing",
+        "a write that is in the log is reported as not written, because the server hides what it is by then",
+        ATTEMPTS,
+        "            return Unsent(error)\n        except ConfigurationError as error:\n"
+        "            return Unfit(error)\n        return None\n\n    def _run_text",
+        "            return Unsent(error)\n        return None\n\n    def _run_text",
+        f"{LOST}::test_a_server_that_hides_what_it_is_leaves_a_lost_outcome_unknown",
     ),
     mutant(
         "foreign-log-taken-for-searched",
@@ -530,15 +975,23 @@ FLUSHING = [
         "settled-whatever-the-version",
         "a record written since the batch was read may be evicted before it is in SQL",
         SETTLE,
-        "  if redis.call('HGET', KEYS[i], ':version') == ARGV[i + 2] then",
-        "  if redis.call('HGET', KEYS[i], ':version') then",
+        "  if version == ARGV[i + 5] then",
+        "  if version then",
         f"{ENGINE}::test_a_record_written_since_its_flush_does_not_expire",
+    ),
+    mutant(
+        "late-commit-unseen",
+        "where records have no end, what was loaded before a late commit is read for ever",
+        SETTLEMENT,
+        "([], [*whole, *other])",
+        "([], other)",
+        f"{FILLED}::test_a_late_commit",
     ),
     mutant(
         "removed-whatever-the-version",
         "a record deleted or patched since the batch was read is forgotten before it is in SQL",
         SETTLE,
-        "  if known[1] == ARGV[i + 2] then",
+        "  if known[1] == ARGV[i + 5] then",
         "  if known[1] then",
         f"{FAULTS}::test_a_change_after_the_batch_survives_its_settlement",
     ),
@@ -646,9 +1099,9 @@ ROLLED_BACK = [
     mutant(
         "suspects-read",
         "a record that SQL has newer is served",
-        READER,
-        "and version.epoch < floors[wanted.partition]",
-        "and False",
+        READING,
+        "elif version.epoch < floor and (",
+        "elif False and (",
         f"{ROLLBACKS}::test_records_that_sql_has_newer_are_loaded",
     ),
     mutant(
@@ -670,7 +1123,7 @@ ROLLED_BACK = [
     mutant(
         "foreign-key-stops-a-takeover",
         "another program's key under a record's name halts its partition after a restart of Redis",
-        "engine/adapters/log.py",
+        "engine/adapters/doubts.py",
         "                return 0\n        return sum(",
         "                raise\n        return sum(",
         f"{ROLLBACKS}::test_a_foreign_key_under_a_doubted_record",
@@ -694,8 +1147,8 @@ ROLLED_BACK = [
     mutant(
         "ghosts-read",
         "a record that came back with a lost write is shown until a flusher has looked",
-        READER,
-        "                    or is_ghost(version, lineages[wanted.partition])",
+        READING,
+        " or is_ghost(version, lineage)",
         "",
         f"{ROLLBACKS}::test_an_undone_write_is_not_read",
     ),
@@ -751,24 +1204,24 @@ ROLLED_BACK = [
         "letters-that-moved",
         "a receipt says that SQL has a write that it has refused, once that was written again",
         "engine/adapters/confirmer.py",
-        "                where = places or [entry_id]",
-        "                where = [entry_id]",
+        "        where = places or [entry_id]",
+        "        where = [entry_id]",
         f"{RETENTION}::test_a_dead_letter_that_redis_lost",
     ),
     mutant(
         "persisted-in-doubt",
         "a receipt says that SQL has a write that was passed over",
         "engine/adapters/confirmer.py",
-        "            if in_doubt and self._rows.in_doubt(",
-        "            if False and self._rows.in_doubt(",
+        "            if in_doubt and (yield from self._looks.asking(",
+        "            if False and (yield from self._looks.asking(",
         f"{DOUBTS}::test_what_nobody_can_know_is_told[increment-not executed before]",
     ),
     mutant(
         "others-vouch-for-a-doubt",
         "a batch says that SQL has a write that was passed over",
-        "engine/write_behind.py",
-        "                if all(covered) and not receipt.in_doubt:",
-        "                if all(covered):",
+        "engine/confirmations.py",
+        "            if not all(covered) or receipt.in_doubt:",
+        "            if not all(covered):",
         f"{DOUBTS}::test_a_batch_in_doubt",
     ),
     mutant(
@@ -974,8 +1427,8 @@ SET_ASIDE = [
         "persisted-by-the-offset-alone",
         "a receipt says PERSISTED of a write that SQL has refused",
         CONFIRMER,
-        "            if passed and not letters and not in_doubt:",
-        "            if passed:",
+        "        if not passed.letters and not in_doubt:",
+        "        if not in_doubt:",
         f"{REFUSED}::test_receipts_of_what_sql_refuses[sqlite]",
     ),
     mutant(
@@ -1002,6 +1455,30 @@ SET_ASIDE = [
         "                yield from sift(line, Quarantine(), outcome)",
         "                yield from sift(line, Quarantine(), outcome, ValueError('screened'))",
         f"{REFUSED_FAULTS}::test_what_was_tried_alone_and_taken_is_settled",
+    ),
+    mutant(
+        "loaded-before-a-letter-believed",
+        "a record that was loaded before SQL took a dead letter, and written since, is shown without it for ever",
+        TROUBLE,
+        "late=any(suspect.letter for suspect in outcome.applied)",
+        "late=False",
+        f"{RESOLVED}::test_what_was_loaded_lacks_what_waits[before-increment]",
+    ),
+    mutant(
+        "loaded-before-a-letter-and-written-believed",
+        "likewise, where it is written between the commit and the moment when Redis learns of it",
+        SETTLE,
+        "  elseif lacking then",
+        "  elseif false then",
+        f"{RESOLVED}::test_what_was_loaded_lacks_what_waits[meanwhile-increment]",
+    ),
+    mutant(
+        "laid-under-a-patch-before-a-letter-believed",
+        "likewise, where it was laid under a patch",
+        RECORD_OVERLAY,
+        "':loaded', ARGV[1], ",
+        "",
+        f"{RESOLVED}::test_what_was_loaded_lacks_what_waits[before-patch]",
     ),
 ]
 
@@ -1034,9 +1511,9 @@ PRESSURE = [
     mutant(
         "a-failure-raised-at-once",
         "who writes in batches of which some writes fail never waits for the database, whatever the limit",
-        "engine/write_behind.py",
-        "            self._confirm_all(through, Durability.PERSISTED)\n",
-        "            self._confirm_all([] if failure else through, Durability.PERSISTED)\n",
+        WRITER,
+        "            self._persist(beyond, chosen)\n",
+        "            self._persist([] if failure else beyond, chosen)\n",
         f"{PRESSED}::test_what_a_failed_batch_wrote_through_is_waited_for",
     ),
     mutant(
@@ -1054,6 +1531,46 @@ PRESSURE = [
         "                if number and changes.mutations >= enough:\n                    return number\n",
         "",
         f"{PRESSED}::test_the_rate_holds_for_groups_and_costs_no_lease",
+    ),
+    mutant(
+        "a-rate-for-each-instead-of-all",
+        "each of many flushers gives the database what all of them together may",
+        "flushers/total_rate.py",
+        "self._hits.hit_at(self._key, self._limits, units, count=True)",
+        'self._hits.hit_at(f"{self._key}:{id(self)}", self._limits, units, count=True)',
+        "tests/integration/test_total_rate.py::test_two_flushers_share_a_rate",
+    ),
+    mutant(
+        "a-burst-nobody-counts",
+        "a writer that is faster than looks at the memory fills Redis to the brim",
+        "engine/adapters/memory.py",
+        "self._room_bytes -= payload_bytes * BYTES_PER_PAYLOAD_BYTE",
+        "self._room_bytes -= 0",
+        f"{PRESSED}::test_a_burst_between_two_looks",
+    ),
+    mutant(
+        "one-set-for-all-rates",
+        "while the shared rate is changed, flushers with the lower one never have a turn",
+        "engine/core/keys.py",
+        ':flushed:{rows_per_second}"',
+        ':flushed"',
+        "tests/integration/test_total_rate.py::test_flushers_of_two_rates_do_not_lock_each_other_out",
+    ),
+    mutant(
+        "an-old-answer-counts",
+        "a write is said to be lost that a flusher had in hand and SQL has, and is written again",
+        "engine/adapters/confirmer.py",
+        "elif asked.began_at_seconds - asked.missed_at_seconds >= CERTAIN_AFTER_SECONDS:",
+        "elif time.monotonic() - asked.missed_at_seconds >= CERTAIN_AFTER_SECONDS:",
+        "tests/unit/test_confirmer.py::test_an_answer_from_before_is_none",
+    ),
+    mutant(
+        "one-frozen-look-after-the-other",
+        "a batch over many partitions waits for minutes where Redis answers nothing",
+        "engine/confirmations.py",
+        "                if pauses and time.monotonic() >= until_seconds + GRACE_SECONDS:\n                    break",
+        "                if False:\n                    break",
+        "tests/unit/test_confirmer.py::test_not_one_look_after_the_other",
     ),
     mutant(
         "the-rate-waited-for-through-a-lease",
@@ -1119,4 +1636,407 @@ PRESSURE = [
     ),
 ]
 
-MUTANTS = (*WRITING, *RETRIES, *FLUSHING, *HOLDING, *ROLLED_BACK, *COALESCED, *SET_ASIDE, *PRESSURE)
+LIMITING = [
+    mutant(
+        "hits-of-one-moment-are-one",
+        "two hits in one microsecond count as one: more are admitted than the limit",
+        HIT,
+        "string.format('%016.0f:%.0f', sum, units)",
+        "string.format('%016.0f:%.0f', at, units)",
+        f"{LIMITED}::test_hits_at_the_same_moment",
+    ),
+    mutant(
+        "a-window-without-its-first-hit",
+        "a hit is forgotten a moment too early: a window has one more than the limit",
+        HIT,
+        "redis.call('ZCOUNT', key, '-inf', whole(now - window))",
+        "redis.call('ZCOUNT', key, '-inf', whole(now - window + 1))",
+        f"{LIMITED_AT_ALL_TIMES}::test_a_steady_clock",
+    ),
+    mutant(
+        "a-window-and-a-moment",
+        "who waits as long as was said is refused again",
+        HIT,
+        "redis.call('ZCOUNT', key, '-inf', whole(now - window))",
+        "redis.call('ZCOUNT', key, '-inf', '(' .. whole(now - window))",
+        f"{LIMITED_AT_ALL_TIMES}::test_a_steady_clock",
+    ),
+    mutant(
+        "hits-counted-by-a-clock-that-steps-back",
+        "after a failover to a replica behind, hits pass before their window does",
+        HIT,
+        "total, now = sum, math.max(clock, newest)",
+        "total, now = sum, clock",
+        f"{LIMITED_AT_ALL_TIMES}::test_a_clock_that_is_set_back",
+    ),
+    mutant(
+        "who-is-refused-is-counted",
+        "a subject that knocks too often is never admitted again",
+        HIT,
+        "if admitted and ARGV[2] == '1' then",
+        "if ARGV[2] == '1' then",
+        f"{LIMITED}::test_several_limits_admit_together_or_not_at_all",
+    ),
+    mutant(
+        "the-last-limit-alone",
+        "of several limits only one holds",
+        HIT,
+        "  left = math.min(left, limit - units)",
+        "  left = limit - units",
+        f"{LIMITED_AT_ALL_TIMES}::test_a_steady_clock",
+    ),
+    Mutant(
+        name="removed-before-the-hit",
+        harm="a full Redis takes more and more: the first write is one that it never refuses",
+        edits=[
+            Edit(path=HIT, old="  if gone > 0 then redis.call('ZREMRANGEBYRANK', key, 0, gone - 1) end\n", new=""),
+            Edit(
+                path=HIT,
+                old="  add(total + cost, cost, now)\n",
+                new="  if gone > 0 then redis.call('ZREMRANGEBYRANK', key, 0, gone - 1) end\n"
+                "  add(total + cost, cost, now)\n",
+            ),
+        ],
+        tests=[f"{LIMITED}::test_a_full_redis_counts_nothing"],
+    ),
+    mutant(
+        "hits-for-ever",
+        "each subject that was ever seen takes memory for ever",
+        HIT,
+        "  redis.call('PEXPIREAT', key, whole(math.ceil((at + longest) / 1000)))",
+        "  return whole(at)",
+        f"{LIMITED}::test_after_the_wait_there_is_room",
+    ),
+]
+
+
+CACHED = [
+    mutant(
+        "fill-without-its-generation",
+        "a slow loader puts back what was invalidated while it loaded",
+        CACHE_FILL,
+        "entry[1] ~= ARGV[2] or ",
+        "",
+        f"{LEASES_OF_CACHES}::test_nothing_loaded_before_an_invalidation_is_kept[invalidated]",
+    ),
+    mutant(
+        "version-not-compared",
+        "a process goes on with the version that it knows, whatever is invalidated elsewhere",
+        CACHE_STORE,
+        "            if version == expected:\n",
+        "            if version is not None:\n",
+        f"{CACHE}::test_a_load_that_began_before_an_invalidation[invalidate_all]",
+    ),
+    mutant(
+        "lease-for-everybody",
+        "every reader of a cold key loads it",
+        CACHE_LOOK,
+        "local leased = entry[4] and lease_until and lease_until > now\n",
+        "local leased = false\n",
+        CACHE_MACHINE,
+    ),
+    mutant(
+        "generation-for-each-lease",
+        "loads that take longer than their lease are never cached: each is overtaken by the next",
+        CACHE_LOOK,
+        "if not (generation and number) then",
+        "if true then",
+        f"{LEASES_OF_CACHES}::test_loads_that_take_longer_than_their_lease",
+    ),
+    mutant(
+        "generation-ends-with-its-lease",
+        "the same, because nothing is left of the first lease when the second one is taken",
+        CACHE_LOOK,
+        "if redis.call('PEXPIRE', key, ARGV[6], 'GT') == 0 then redis.call('PEXPIRE', key, ARGV[6], 'NX') end\n",
+        "if redis.call('PEXPIRE', key, ARGV[2], 'GT') == 0 then redis.call('PEXPIRE', key, ARGV[2], 'NX') end\n",
+        f"{LEASES_OF_CACHES}::test_loads_that_take_longer_than_their_lease",
+    ),
+    mutant(
+        "older-load-over-a-newer-one",
+        "a load that hung for long replaces what was loaded since",
+        CACHE_FILL,
+        " or (filled and filled >= tonumber(ARGV[3]))",
+        "",
+        f"{LEASES_OF_CACHES}::test_loads_that_take_longer_than_their_lease",
+    ),
+    mutant(
+        "stale-for-ever",
+        "while its loader fails, a value is given long after stale_seconds",
+        CACHE_LOOK,
+        "if value and fresh_until + tonumber(ARGV[4]) > now then",
+        "if value and tonumber(ARGV[4]) > 0 then",
+        f"{LEASES_OF_CACHES}::test_an_expired_value_is_given_for_stale_seconds_and_no_longer",
+    ),
+    mutant(
+        "early-refresh-at-any-price",
+        "with early_refresh a loader's failure reaches callers for whom there is a fresh value",
+        CACHE_LOOK,
+        "number + 1, fresh and value, entry",
+        "number + 1, false, entry",
+        f"{LEASES_OF_CACHES}::test_an_early_refresh_that_fails",
+    ),
+    mutant(
+        "copy-with-a-void-ticket",
+        "what was read before an announcement is kept after it",
+        LOCAL_ENTRIES,
+        "        if ticket != self.ticket(text):\n            return False\n",
+        "",
+        "tests/unit/test_caching.py::test_nothing_read_before_an_invalidation_is_kept_after_it",
+    ),
+    mutant(
+        "copies-count-without-a-beat",
+        "a half-open connection leaves old values in the process for as long as they live",
+        LOCAL_CACHE,
+        "            return self._entries.get(text, now) if now < self._valid_until else None",
+        "            return self._entries.get(text, now)",
+        f"{COPIES}::test_a_half_open_connection_is_noticed",
+    ),
+]
+
+AWAITED = [
+    mutant(
+        "under-way-called-not-sent",
+        "a caller that was cancelled writes again what goes on without it",
+        PARCELS,
+        "        if self.sent:\n",
+        "        if self.told is None:\n",
+        f"{AWAITING}::test_cancelled_under_way",
+    ),
+    mutant(
+        "not-sent-and-sent",
+        "what was said not to be sent is written",
+        LANES,
+        "        elif (lane := self._lanes[parcel.partition]).remove(parcel):\n",
+        "        elif (lane := self._lanes[parcel.partition]) is None:\n",
+        f"{AWAITING}::test_cancelled_under_way",
+    ),
+    mutant(
+        "calls-of-a-partition-side-by-side",
+        "the writes of a key overtake each other",
+        LANE,
+        "        return not self.busy and bool(self.queue)",
+        "        return bool(self.queue)",
+        f"{AWAITING}::test_order_of_a_key",
+    ),
+    mutant(
+        "put-back-the-wrong-way-round",
+        "writes that had to wait for room are written in another order",
+        LANE,
+        "        for parcel in reversed(list(parcels)):\n",
+        "        for parcel in list(parcels):\n",
+        f"{AWAITING}::test_a_refused_write_fails_alone",
+    ),
+    mutant(
+        "mates-fail-together",
+        "a write fails because another task's cannot be done",
+        LANES,
+        "        if len(parcels) == 1:\n",
+        "        if parcels:\n",
+        f"{AWAITING}::test_a_refused_write_fails_alone",
+    ),
+    mutant(
+        "divided-by-the-kind-of-error",
+        "writes whose reply was lost are made a second time, because the error is one of a refusal",
+        LANES,
+        "            elif isinstance(result, Exception):\n                self._fail(lane, parcels, result)\n",
+        "            elif isinstance(result, Exception):\n"
+        "                self._refused(lane, parcels, Refused('ERR', str(result)))\n",
+        f"{AWAITING}::test_a_call_whose_reply_is_lost_is_not_divided",
+    ),
+    mutant(
+        "mates-of-other-policies",
+        "a write that may wait is rejected because another task's may not",
+        LANE,
+        " or parcel.policy is not first.policy",
+        "",
+        f"{AWAITING}::test_policies_do_not_share_a_call",
+    ),
+    mutant(
+        "closed-under-way",
+        "what is under way when an engine is closed fails, or is left to itself",
+        LANES,
+        "            await self._over.wait()\n",
+        "            break\n",
+        f"{AWAITING}::test_cancelled_under_way",
+    ),
+    mutant(
+        "a-lane-that-all-have-left",
+        "the writers of other partitions are never told, and their writes never sent",
+        LANES,
+        "            if lane.ready():\n",
+        "            if lane is not None:\n",
+        f"{LANED}::test_the_only_writer_of_a_lane_that_is_ready_leaves",
+    ),
+    mutant(
+        "unclear-writes-sent-along",
+        "a write is sent at a level that the servers cannot give",
+        LANE,
+        " or parcel.clearance is not None:\n",
+        ":\n",
+        f"{AWAITING}::test_a_level_that_cannot_be_given_is_refused_alone",
+    ),
+    mutant(
+        "sent-before-the-start",
+        "writes are sent to a server that was not checked, or at a level that it cannot give",
+        LANE,
+        " and bool(self.queue) and self.queue[0].clearance is None\n",
+        " and bool(self.queue)\n",
+        f"{AWAITING}::test_order_of_a_key_at_the_first_use_of_a_level",
+    ),
+    mutant(
+        "unclear-writes-overtaken",
+        "a later write of a key stands first, because the level of the earlier one was being checked",
+        "engine/async_writing.py",
+        "        with self._lanes.kept_open():\n            parcel = Parcel(",
+        "        await self._clearances.wait(level)\n        with self._lanes.kept_open():\n"
+        "            parcel = Parcel(",
+        f"{AWAITING}::test_order_of_a_key_at_the_first_use_of_a_level",
+    ),
+    mutant(
+        "batches-broken-into",
+        "a later write of a key stands before the rest of a batch",
+        LANES,
+        "                lane.put_back([parcel])\n",
+        "                lane.queue.append(parcel)\n",
+        f"{AWAITING}::test_order_of_a_key_in_a_batch",
+    ),
+    mutant(
+        "gone-in-a-division",
+        "a write that was told to go on is dropped for its neighbour's fault",
+        LANE,
+        "        for parcel in reversed(list(parcels)):\n",
+        "        for parcel in reversed([each for each in parcels if not each.told.done()]):\n",
+        f"{LANED}::test_a_write_under_way_survives_its_neighbours_fault",
+    ),
+    mutant(
+        "a-round-for-the-first",
+        "a write is called durable because an earlier one is",
+        "engine/rounds.py",
+        "        joined.last = max(joined.last, entry_id)\n",
+        "        joined.last = min(joined.last, entry_id)\n",
+        "tests/unit/test_rounds.py::test_one_asks_for_all",
+    ),
+    mutant(
+        "a-round-for-all-where-it-is-not",
+        "a write is called durable although SQL refuses it",
+        "engine/rounds.py",
+        "        return joined.covers.done() and joined.covers.result()\n",
+        "        return joined.covers.done()\n",
+        "tests/unit/test_rounds.py::test_where_one_does_not_answer_for_all",
+    ),
+    mutant(
+        "passed-before-the-offset-has",
+        "a write is called persisted because an earlier one is",
+        "engine/following.py",
+        "        while self.waiting and self.waiting[0][0] <= passed.last:\n",
+        "        while self.waiting:\n",
+        "tests/unit/test_following.py::test_one_looks_for_all_however_long",
+    ),
+    mutant(
+        "passed-with-dead-letters",
+        "a write is called persisted although SQL may refuse it",
+        "engine/following.py",
+        "                answer.set_result(not passed.letters)\n",
+        "                answer.set_result(True)\n",
+        "tests/unit/test_following.py::test_where_there_are_dead_letters",
+    ),
+]
+
+READ = [
+    mutant(
+        "lease-outlives-a-write",
+        "what was loaded before a write is put over it",
+        RECORD_FILL,
+        "found[1] == state and found[2] == ARGV[2] and (found[3] or '') == version",
+        "found[2] == ARGV[2]",
+        f"{READS}::test_what_happens_under_a_slow_load[threads-put]",
+    ),
+    mutant(
+        "renewal-outlives-a-write",
+        "a row that was loaded again is put over what was written meanwhile",
+        RECORD_FILL,
+        " and (found[3] or '') == version",
+        "",
+        f"{FILLED}::test_a_write_overtakes_a_renewal",
+    ),
+    mutant(
+        "overtaken-loader-fills",
+        "a loader whose lease has run out fills in what is older than what the next one loads",
+        RECORD_FILL,
+        " and found[2] == ARGV[2]",
+        "",
+        f"{FILLED}::test_an_overtaken_loader",
+    ),
+    mutant(
+        "late-fill-in-another-history",
+        "a promoted replica, which has the lease and not the write that had cancelled it, takes the old row in",
+        RECORD_FILL,
+        "(known[1] or '') .. ' ' .. (known[2] or '') ~= ARGV[1]",
+        "false",
+        f"{FILLED}::test_a_fill_in_another_history",
+    ),
+    mutant(
+        "old-loads-believed",
+        "what a replica had loaded before it was promoted is given although SQL has later writes",
+        READING,
+        "loaded is not None and loaded.epoch < floor",
+        "False",
+        f"{FILLED}::test_a_replica_is_promoted[record]",
+    ),
+    mutant(
+        "no-row-over-an-insert",
+        "a row that was inserted is said not to exist for as long as that was remembered",
+        READ_THROUGH,
+        "known = inserted <= (loaded_at(fields) or ORIGIN)",
+        "known = True",
+        f"{FILLED}::test_an_insert_before_the_lease",
+    ),
+    mutant(
+        "no-row-of-a-key-that-the-database-makes",
+        "a row that was inserted from another partition is said not to exist",
+        "engine/adapters/reader.py",
+        "self._keeps_negative and not declared.plan.database_makes_keys",
+        "self._keeps_negative",
+        f"{FILLED}::test_an_insert_that_nobody_knows_the_key_of",
+    ),
+    mutant(
+        "stale-where-nobody-allowed-it",
+        "records are given beyond their time",
+        "engine/adapters/reader.py",
+        "stale_ms=int(1000 * settings.stale_seconds)",
+        "stale_ms=int(1000 * settings.stale_seconds) or 60_000",
+        "tests/unit/test_read_counts.py::test_lifetimes",
+    ),
+    mutant(
+        "overlay-of-an-earlier-look",
+        "columns of a record that was partial once are laid over the row that it has become",
+        READ_THROUGH,
+        'wanted.version, wanted.overlay = fields.get(b":version", b""), {}',
+        'wanted.version = fields.get(b":version", b"")',
+        f"{FILLED}::test_what_was_partial_is_loaded_again",
+    ),
+    mutant(
+        "lease-of-a-failed-load",
+        "readers wait for somebody who has given up",
+        READ_THROUGH,
+        "                yield Release(granted, taken)\n",
+        "                pass\n",
+        f"{READS}::test_sql_away[threads]",
+    ),
+]
+
+MUTANTS = (
+    *WRITING,
+    *WRITING_THROUGH,
+    *RETRIES,
+    *FLUSHING,
+    *HOLDING,
+    *ROLLED_BACK,
+    *COALESCED,
+    *SET_ASIDE,
+    *PRESSURE,
+    *LIMITING,
+    *CACHED,
+    *AWAITED,
+    *READ,
+)

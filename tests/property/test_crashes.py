@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 import servers
+from flights import Flight
 from simulator.schema import accounts, counters, events
 from writebehind.engine import EngineSettings, LeaseLost, ReadTimeout, RedisUnavailable, WriteBehind
 from writebehind.engine.adapters.control_tables import flushers, partitions
@@ -310,6 +311,7 @@ class Crashes(RuleBasedStateMachine):
         self.marks: list[tuple[int, int]] = []
         self.flusher: Mortal | None = None
         self.zombies: list[Mortal] = []
+        self.flights: list[Flight] = []
         initialise(self.apps[0], create_tables=True)
 
     def _app(self) -> WriteBehind:
@@ -319,7 +321,7 @@ class Crashes(RuleBasedStateMachine):
             tables=[accounts, counters, events],
             namespace=self.namespace,
             partitions=PARTITIONS,
-            settings=EngineSettings(read_timeout_seconds=0.005),
+            settings=EngineSettings(read_timeout_seconds=0.005, refresh_ahead_share=0.9),
         )
 
     @initialize(trims=st.booleans())
@@ -337,7 +339,7 @@ class Crashes(RuleBasedStateMachine):
                 self._lose_a_reply(writer)
             self._mark(writer)
             write.send(self.apps[writer])
-            self.model.apply(write)
+            self._apply(write)
             with contextlib.suppress(ReadTimeout):
                 self._check(write.table, write.key, self.apps[1 - writer])
 
@@ -351,7 +353,7 @@ class Crashes(RuleBasedStateMachine):
             for write in listed:
                 if self.model.possible(write):
                     write.send(batch)
-                    self.model.apply(write)
+                    self._apply(write)
 
     @rule(listed=st.lists(writes, min_size=2, max_size=5), writer=st.integers(0, 1), keep=st.booleans())
     def group(self, listed: list[Write], writer: int, keep: bool) -> None:  # noqa: FBT001
@@ -372,6 +374,15 @@ class Crashes(RuleBasedStateMachine):
             if not keep:
                 raise Abandoned
             self.model = trial
+        self._note()
+
+    def _apply(self, write: Write) -> None:
+        self.model.apply(write)
+        self._note()
+
+    def _note(self) -> None:
+        for flight in self.flights:
+            flight.note(self.model.rows[flight.table].get(flight.key))
 
     def _lose_a_reply(self, writer: int) -> None:
         # Where what was just flushed is trimmed at once, a retry cannot know, and says so.
@@ -390,7 +401,49 @@ class Crashes(RuleBasedStateMachine):
             self._check(table, key, self.apps[reader])
 
     def _check(self, table: str, key: int, reader: WriteBehind) -> None:
-        assert reader.get(RECORDS[table], key) == self.model.rows[table].get(key)
+        try:
+            found = reader.get(RECORDS[table], key)
+        except ReadTimeout:
+            if not any(flight.key == key for flight in self.flights):
+                raise
+            self.land()
+            found = reader.get(RECORDS[table], key)
+        assert found == self.model.rows[table].get(key)
+
+    @rule(table=st.sampled_from(sorted(RECORDS)), key=st.sampled_from(KEYS), steps=st.integers(0, 4))
+    def take_off(self, table: str, key: int, steps: int) -> None:
+        """Begin a read of a record, and leave it under way."""
+        flight = Flight(self.apps[1], RECORDS[table], key, self.model.rows[table].get(key))
+        self.flights.append(flight)
+        for _ in range(steps):
+            if flight in self.flights:
+                self._step(flight)
+
+    @precondition(lambda self: self.flights)
+    @rule(number=st.integers(0, 9), steps=st.integers(1, 3))
+    def fly(self, number: int, steps: int) -> None:
+        """Let a read go on."""
+        flight = self.flights[number % len(self.flights)]
+        for _ in range(steps):
+            if flight in self.flights:
+                self._step(flight)
+
+    @precondition(lambda self: self.flights)
+    @rule(number=st.integers(0, 9))
+    def crash_reading(self, number: int) -> None:
+        """Kill who reads; the lease that it may have runs out."""
+        self.flights.pop(number % len(self.flights))
+        self.evict()
+
+    def _step(self, flight: Flight) -> None:
+        if not flight.step():
+            self.flights.remove(flight)
+
+    def land(self) -> None:
+        """Let all reads go on until they end, or wait for the flusher."""
+        for _ in range(ROUNDS_MAX):
+            for flight in list(self.flights):
+                self._step(flight)
 
     @rule()
     def evict(self) -> None:
@@ -482,6 +535,8 @@ class Crashes(RuleBasedStateMachine):
             file.truncate(since[0])
         self.server.start()
         self.marks.clear()
+        for flight in self.flights:
+            flight.void = True
         for app in self.apps:
             app.links.drop_idle()
         self.apps[writer]._rewriter.look()
@@ -519,6 +574,8 @@ class Crashes(RuleBasedStateMachine):
         """Drain, and compare."""
         try:
             self.flush_everything()
+            self.land()
+            assert self.flights == []
             self._compare()
         finally:
             for flusher in [*self.zombies, *([self.flusher] if self.flusher else [])]:

@@ -141,7 +141,8 @@ class Replica:
         self._compare(command, _plain(command, reply), _plain(command, answer))
 
     def _translated(self, word: bytes) -> bytes:
-        word = word.replace(b"{s:", b"{" + self._namespace + b":")
+        for end in (b":", b"}"):  # keys of a partition, and those of the namespace
+            word = word.replace(b"{s" + end, b"{" + self._namespace + end)
         for mine, its in self._epochs.items():
             word = word.replace(mine, its)
         return word
@@ -173,7 +174,8 @@ def _plain(command: Sequence[bytes], reply: Any) -> Any:
         return {name: value.partition(b"@")[0] for name, value in pairs.items()}
     if command[0] == b"SCAN":
         return sorted(reply[1])
-    return reply
+    # How much time is left, each server's clock says.
+    return min(reply, 0) if command[0] == b"PTTL" else reply
 
 
 def _facts(listed: list[Any]) -> dict[Any, Any]:

@@ -118,7 +118,7 @@ class ModelLeases(Leases):
         """Return how many partitions there are."""
         return len(self._model.database.state.partitions)
 
-    def take(self, wanted: int, *, avoid: Collection[int] = ()) -> list[Lease]:
+    def take(self, wanted: int, *, avoid: Collection[int] = (), among: Collection[int] | None = None) -> list[Lease]:
         """Take what is free."""
         if wanted <= 0:
             return []
@@ -133,6 +133,7 @@ class ModelLeases(Leases):
                 number
                 for number, row in sorted(database.state.partitions.items())
                 if free(row) and not database.locked(number, session) and number not in avoid
+                if among is None or number in among
             ]
             leases = []
             for number in found[:wanted]:
@@ -231,7 +232,7 @@ def next_token(_database: Database, _number: int, row: PartitionRow) -> int:
 class ModelRows(Rows):
     """Stands for ``Rows``."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, _load_seconds_max: float = 0) -> None:
         self._model: Engine = engine
 
     def load(self, declared: DeclaredTable, keys: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from enum import Enum
 
 from simulator.chance import Chance
 
-__all__ = ["Fault", "Faults"]
+__all__ = ["STALLS_SECONDS", "Fault", "Faults"]
 
 
 class Fault(Enum):

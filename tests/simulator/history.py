@@ -11,7 +11,7 @@ from simulator.adapters import Engine
 from simulator.chance import Chance
 from simulator.constraints import Constraints
 from simulator.database import Database
-from simulator.faults import Fault, Faults
+from simulator.faults import STALLS_SECONDS, Fault, Faults
 from simulator.judge import Judge
 from simulator.loop import Loop, Process, Task
 from simulator.nemesis import EVENTS, Nemesis
@@ -125,12 +125,13 @@ class _World:
         share = 0.0 if theme.only else 0.3
         self.events = [name for name in EVENTS if name in theme.events or chance.happens(share)]
         self.count = chance.below(8) if self.events else 0
-        policy = Policy(
-            ("always", "everysec", "no", "none")[chance.pick((5, 6, 1, 1))], (10**6, 12)[chance.pick((9, 1))]
-        )
+        appendfsync = theme.appendfsync or ("always", "everysec", "no", "none")[chance.pick((5, 6, 1, 1))]
+        policy = Policy(appendfsync, (10**6, 12)[chance.pick((9, 1))])
         self.service = Service(self.loop, self.faults, policy, SCRIPTS, self.trace)
-        self.service.replica_lag_seconds = (0.0, 0.05, 1.0)[chance.below(3)]
+        self.service.replica_lag_seconds = (0.0, 0.05, 1.0)[2 if theme.replica_lags else chance.below(3)]
         self.refuses = theme.refuses or chance.happens(0.25)
+        self.reads = theme.reads or chance.happens(0.0 if theme.only else 0.25)
+        self.reads_several = self.reads or not theme.only
         self.partitions = chance.up_to(1, 3)
         self.ttl_seconds = float(chance.up_to(1, 4))
         self.flusher_settings = FlusherSettings(
@@ -146,7 +147,11 @@ class _World:
             redis_timeout_seconds=1.0,
             write_timeout_seconds=4.0,
             read_timeout_seconds=3.0,
-            record_ttl_seconds=(3600.0, None, SHORT_TTL_SECONDS)[chance.below(3)],
+            record_ttl_seconds=SHORT_TTL_SECONDS if theme.reads else (3600.0, None, SHORT_TTL_SECONDS)[chance.below(3)],
+            negative_ttl_seconds=(30.0, None, SHORT_TTL_SECONDS)[chance.below(3)],
+            load_lease_seconds=(1.0, SHORT_TTL_SECONDS)[chance.below(2)],
+            stale_seconds=(0.0, 0.5)[chance.below(2)],
+            refresh_ahead_share=(0.0, 0.5)[chance.below(2)],
             call_entries_max=(500, 2)[chance.below(2)],
             retained_seconds=(30.0, 0.5)[chance.pick((3, 1))],
             retained_bytes_max=(64 * 1024 * 1024, 0, 2000)[1 if theme.forgets else chance.pick((6, 1, 1))],
@@ -177,6 +182,7 @@ class _World:
         self.applications: list[Task] = []
         self.flushers: dict[Process, Event] = {}
         self.writers: list[Process] = []
+        self.readers: list[Process] = []
         self.begun = 0
         self.ending = False
         self.keys = self._app(Process("nobody")).keys
@@ -188,14 +194,15 @@ class _World:
             service=self.service,
             database=self.database,
             judge=self.judge,
-            processes=lambda: [*self.flushers, *self.writers],
+            processes=lambda: [*self.flushers, *self.writers, *self.readers],
         )
         self.facts: dict[str, Any] = {
             "partitions": self.partitions,
             "redis": policy.appendfsync,
             "full at": policy.capacity,
             "refuses": self.database.constraints,
-            "expires": self.engine_settings.record_ttl_seconds == SHORT_TTL_SECONDS,
+            "expires": SHORT_TTL_SECONDS
+            in {self.engine_settings.record_ttl_seconds, self.engine_settings.negative_ttl_seconds},
             "faults": [fault.name for fault in kinds],
             "events": self.events if self.count else [],
             "flusher": self.flusher_settings,
@@ -250,6 +257,15 @@ class _World:
 
         self.applications.append(self._watched(self.loop.spawn(process, process.name, write)))
 
+    def _begin_reader(self, operations: int) -> None:
+        """Begin one that only reads; when it is killed, others go on."""
+        self.begun += 1
+        process = Process(f"reader-{self.begun}")
+        self.readers.append(process)
+        application = self._application(process)
+        task = self.loop.spawn(process, process.name, lambda: application.run_reading(operations))
+        self.applications.append(self._watched(task))
+
     def _application(self, process: Process) -> Application:
         return Application(
             self._app(process),
@@ -261,6 +277,7 @@ class _World:
             levels=self.levels,
             numbers=self._number,
             refuses=self.refuses,
+            reads_several=self.reads_several,
             trace=self.trace,
         )
 
@@ -291,6 +308,8 @@ class _World:
             self._begin_flusher()
         for _ in range(self.chance.up_to(1, 3)):
             self._begin_writer(self.operations)
+        for _ in range(self.chance.up_to(1, 2) if self.reads else 0):
+            self._begin_reader(self.operations)
         world = Process("world")
         nemesis = self.loop.spawn(world, "nemesis", lambda: self.nemesis.run(self.events, self.count))
         self._watched(nemesis)
@@ -309,9 +328,9 @@ class _World:
         self.ending = True
         self.faults.end()
         self.nemesis.heal()
-        for process in [*self.flushers, *self.writers]:
+        for process in [*self.flushers, *self.writers, *self.readers]:
             process.frozen_until = min(process.frozen_until, self.loop.now + 0.5)
-        self.loop.run(lambda: False, 4.0)  # what is late arrives
+        self.loop.run(lambda: False, max(STALLS_SECONDS))  # what is late arrives
         self.nemesis.heal()
 
         self._drain()

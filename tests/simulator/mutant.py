@@ -1,14 +1,17 @@
 """What a known mistake is."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 from simulator.faults import Fault
+from simulator.history import SCRIPTS
 from simulator.theme import Theme
+from writebehind.engine.adapters import scripts
 
-__all__ = ["KILLS", "Mutant"]
+__all__ = ["KILLS", "Mutant", "edited"]
 
 KILLS = (Fault.KILL_BEFORE, Fault.KILL_AFTER)
 
@@ -32,3 +35,18 @@ class Mutant:
     make: Callable[[], AbstractContextManager[Any]]
     theme: Theme
     seeds_max: int = 300
+
+
+@contextmanager
+def edited(script: scripts.Script, old: str, new: str) -> Iterator[None]:
+    """Have a Lua script run with one piece of it replaced; inside another one, with both pieces.
+
+    Raises:
+        ValueError: the piece is not there, or more than once: the mutant has to move with the script.
+    """
+    text = SCRIPTS.edits.get(script.text, script.text)
+    if text.count(old.encode()) != 1:
+        raise ValueError(f"{script.name}.lua has {old!r} {text.count(old.encode())} times")
+    edits = {**SCRIPTS.edits, script.text: text.replace(old.encode(), new.encode())}
+    with mock.patch.object(SCRIPTS, "edits", edits):
+        yield

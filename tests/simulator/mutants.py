@@ -13,15 +13,15 @@ from unittest import mock
 from simulator import adapters, transaction
 from simulator.database import Database
 from simulator.faults import Fault
-from simulator.history import SCRIPTS
 from simulator.letter_mutants import REFUSING
-from simulator.mutant import KILLS, Mutant
+from simulator.mutant import KILLS, Mutant, edited
+from simulator.read_mutants import READING
 from simulator.redis_service import Service
 from simulator.tables import PartitionRow
 from simulator.theme import Theme
 from simulator.transaction import ModelTransaction
 from writebehind.engine.adapters import appender, log, rewriter, scripts
-from writebehind.engine.core import appending, reading
+from writebehind.engine.core import appending, read_through, reading
 from writebehind.engine.core.contiguity import Lineage
 from writebehind.engine.core.positions import EntryID
 from writebehind.engine.core.retention import Ring
@@ -32,22 +32,6 @@ from writebehind.flushers.quarantine import Key
 from writebehind.recovery import reclaim, takeover
 
 __all__ = ["MUTANTS"]
-
-
-@contextmanager
-def edited(script: scripts.Script, old: str, new: str) -> Iterator[None]:
-    """Have a Lua script run with one piece of it replaced.
-
-    Raises:
-        ValueError: the piece is not there, or more than once: the mutant has to move with the script.
-    """
-    if script.text.count(old.encode()) != 1:
-        raise ValueError(f"{script.name}.lua has {old!r} {script.text.count(old.encode())} times")
-    SCRIPTS.edits[script.text] = script.text.replace(old.encode(), new.encode())
-    try:
-        yield
-    finally:
-        del SCRIPTS.edits[script.text]
 
 
 def _forgetful(*, together: bool) -> Generator[appending.Effect, appending.Reply, bytes | appending.Full]:
@@ -107,7 +91,7 @@ def _all_moved(_: ModelTransaction, session: Any, segments: Sequence[Segment], _
     return len(segments)
 
 
-DOUBTS = Theme(events=["failover"], faults=[Fault.LATE], only=True)
+DOUBTS = Theme(events=["failover"], faults=[Fault.LATE], only=True, replica_lags=True)
 
 Writing = Callable[[ModelTransaction, Batch], dict[Key, Exception]]
 
@@ -154,6 +138,12 @@ def _identity_ignored() -> Iterator[None]:
     )
     with unchecked, mock.patch.object(rewriter.Rewriter, "meet", return_value=None):
         yield
+
+
+def _unawaited(*arguments: Any) -> tuple[reading.Standing, EntryID | None]:
+    """Take what SQL has for what a marker stands for."""
+    state, version = reading.believed(*arguments)
+    return (reading.Standing.IN_SQL, None) if state is reading.Standing.IN_LOG else (state, version)
 
 
 def _closing(ring: Ring, partition: int, epoch: int, _end: EntryID | None) -> None:
@@ -227,7 +217,7 @@ WRITING = [
         name="a marker is not awaited",
         harm="a read after a cold increment gives the row of before",
         rules=frozenset({"reads"}),
-        make=lambda: mock.patch.dict(reading.STATES, {b"marker": reading.Standing.OVERLAY}),
+        make=lambda: mock.patch.object(read_through, "believed", _unawaited),
         theme=Theme(),
     ),
     Mutant(
@@ -275,7 +265,7 @@ FLUSHING = [
         name="settled whatever the version",
         harm="a record that was written again becomes clean, and goes",
         rules=frozenset({"reads", "clean"}),
-        make=lambda: edited(scripts.SETTLE, "  if known[1] == ARGV[i + 2] then", "  if known[1] then"),
+        make=lambda: edited(scripts.SETTLE, "  if known[1] == ARGV[i + 5] then", "  if known[1] then"),
         theme=Theme(),
     ),
     Mutant(
@@ -320,14 +310,22 @@ RECOVERING = [
             "      if",
         ),
         theme=DOUBTS,
+        seeds_max=600,
     ),
     Mutant(
         name="one loss an epoch",
         harm="what a second rollback takes of the same epoch is told to nobody",
         rules=frozenset({"silence"}),
         make=lambda: mock.patch.object(Ring, "cut", _closing),
-        theme=Theme(events=["power loss", "failover"], only=True, forgets=True),
+        theme=Theme(
+            events=["power loss"],
+            faults=[Fault.STALL, Fault.TIMEOUT, Fault.LATE],
+            only=True,
+            forgets=True,
+            appendfsync="no",
+        ),
+        seeds_max=600,
     ),
 ]
 
-MUTANTS = [*WRITING, *FLUSHING, *REFUSING, *RECOVERING]
+MUTANTS = [*WRITING, *READING, *FLUSHING, *REFUSING, *RECOVERING]

@@ -23,6 +23,8 @@ CLOCKS_SECONDS = (0.0, -5.0, 5.0)
 ALONE_SECONDS_MAX = 5.0
 """How long a rollback of SQL waits for a commit of dead letters alone, which nothing but they themselves can tell."""
 SOON_SECONDS = (0.0, 0.01, 0.3, 2.0)
+TWO_PRIMARIES_SECONDS_MAX = 10.0
+"""How long an old primary serves its old connections: until whoever has promoted the new one reaches it."""
 
 
 class Nemesis:
@@ -136,6 +138,12 @@ class Nemesis:
         ahead = CLOCKS_SECONDS[self._chance.below(len(CLOCKS_SECONDS))]
         old_lives = self._chance.happens(0.3)
         self._service.fail_over(cut, ahead, old_lives=old_lives)
+        if old_lives:
+            self._loop.spawn(Process("world"), "retire", self._retire_in_the_end)
+
+    def _retire_in_the_end(self) -> None:
+        self._loop.sleep(TWO_PRIMARIES_SECONDS_MAX)
+        self._service.retire()
 
     def retire_old_primaries(self) -> None:
         """Let the old primaries follow the new one."""

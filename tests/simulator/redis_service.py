@@ -166,6 +166,8 @@ class Service:
         for node in self.others:
             node.alive = False
             self.trace(f"REDIS {node.name} follows")
+            # What it alone had was lost when the other one was promoted; reads may have asked it until now.
+            self.rolled_back(node, (), "follows")
         self.others.clear()
 
 

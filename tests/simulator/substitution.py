@@ -19,8 +19,7 @@ from simulator.redis_service import Pool, Service
 from simulator.schema import declared_of
 from simulator.transaction import ModelTransaction
 from writebehind import engine, flushers, recovery
-from writebehind.engine import write_behind
-from writebehind.engine.adapters import conditions, database_facts, declaration, links, rows, shared
+from writebehind.engine.adapters import conditions, database_facts, databases, declaration, links, rows, shared
 from writebehind.engine.adapters.appender import Appender
 from writebehind.flushers import flusher, leases, letters, sessions, transaction
 
@@ -57,6 +56,11 @@ def _agree(*_: Any) -> None:
     """Stand for the checks of settings and servers at the start: here they are as they should be."""
 
 
+def _belongs_to_threads(_: Engine) -> bool:
+    """Have SQL asked at once: here it answers, or fails."""
+    return True
+
+
 def _holder_name() -> str:
     return standins.current_process().name
 
@@ -79,7 +83,8 @@ def _substitutes() -> dict[int, Any]:
         (threading.current_thread, standins.current_thread),
         (rows.Rows, ModelRows),
         (declaration.declare, declared_of),
-        (write_behind._engine_of, _engine_of),
+        (databases.engine_of, _engine_of),
+        (databases.belongs_to_threads, _belongs_to_threads),
         (sessions.flusher_engine, flusher_engine),
         (leases.Leases, ModelLeases),
         (letters.Letters, ModelLetters),

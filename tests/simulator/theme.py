@@ -18,6 +18,9 @@ class Theme:
         only: whether nothing else does.
         refuses: whether SQL refuses rows.
         forgets: whether writers keep nothing of what they have written.
+        reads: whether there are processes that only read, and records that expire.
+        appendfsync: how Redis keeps its data; drawn where it is empty.
+        replica_lags: whether the replica of Redis is as far behind as it ever is.
     """
 
     faults: Sequence[Fault] = ()
@@ -25,6 +28,9 @@ class Theme:
     only: bool = False
     refuses: bool = False
     forgets: bool = False
+    reads: bool = False
+    appendfsync: str = ""
+    replica_lags: bool = False
 
 
 ROLLBACKS = Theme(
@@ -36,5 +42,6 @@ DEATHS = Theme(
     faults=(Fault.KILL_BEFORE, Fault.KILL_AFTER, Fault.FREEZE_BEFORE, Fault.FREEZE_AFTER), events=("freeze",), only=True
 )
 REFUSALS = Theme(refuses=True)
-THEMES = (Theme(), Theme(), ROLLBACKS, DEATHS, REFUSALS)
+READS = Theme(reads=True, faults=(Fault.STALL, Fault.FREEZE_AFTER), events=("eviction",))
+THEMES = (Theme(), Theme(), ROLLBACKS, DEATHS, REFUSALS, READS)
 """What histories are about: many of them about anything."""

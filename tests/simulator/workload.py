@@ -1,6 +1,6 @@
 """What the application does: writes of every kind, reads, and what it is told of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -56,6 +56,7 @@ class Application:
         levels: durability levels that it may ask for.
         numbers: gives a number that was never given.
         refuses: whether SQL refuses rows, some of which are to be written, and letters to be resolved.
+        reads_several: whether it reads several records at once, too.
         trace: notes a line.
     """
 
@@ -71,6 +72,7 @@ class Application:
         levels: list[Durability],
         numbers: Callable[[], int],
         refuses: bool,
+        reads_several: bool,
         trace: Trace,
     ) -> None:
         self._app = app
@@ -82,6 +84,7 @@ class Application:
         self._levels = levels
         self._number = numbers
         self._refuses = refuses
+        self._several_share = 0.2 if reads_several else 0.0
         self._trace = trace
         self._receipts: list[Any] = []
 
@@ -98,7 +101,7 @@ class Application:
                 case 3:
                     self._write("group", self._group)
                 case 4:
-                    self.get(*self._record())
+                    self._read()
                 case 6:
                     self._resolve_one()
                 case _:
@@ -279,6 +282,33 @@ class Application:
                 return {}
 
     # Reading
+
+    def run_reading(self, operations: int) -> None:
+        """Read so many times."""
+        for _ in range(operations):
+            self._read()
+            self._loop.sleep(0.01 * 4 ** self._chance.below(5))
+
+    def _read(self) -> None:
+        table, key = self._record()
+        if self._chance.happens(self._several_share):
+            self._get_many(table, range(1, self._keys + 1))
+        else:
+            self.get(table, key)
+
+    def _get_many(self, table: str, keys: Sequence[int]) -> None:
+        """Read records at once."""
+        watches = {key: self._judge.watch(table, str(key), self._partition(key)) for key in keys}
+        try:
+            found = self._app.get_many(RECORDS[table][0], keys)
+        except PASSING:
+            return
+        else:
+            for key, watch in watches.items():
+                self._judge.read(watch, found[key])
+        finally:
+            for watch in watches.values():
+                self._judge.forget(watch)
 
     def get(self, table: str, key: int) -> bool:
         """Read a record; tell whether that worked."""

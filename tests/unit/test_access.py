@@ -7,15 +7,18 @@ from importlib.resources import files
 import pytest
 
 from writebehind.engine.adapters.permissions import COMMANDS
-from writebehind.engine.core.access import Options, User, default_user, patterns, users
+from writebehind.engine.core.access import Options, User, channels, default_user, pattern_beside, patterns, users
 from writebehind.engine.core.disk_rules import RECIPE
 from writebehind.engine.core.keys import Keys
 
 RUN_BY = {
-    "shop-writer": {"append", "barrier", "open_epoch", "rewrite"},
+    "shop-writer": {
+        "append", "barrier", "cache_fill", "cache_invalidate", "cache_look", "cache_release", "hit", "open_epoch",
+        "record_fill", "record_lease", "record_overlay", "record_release", "rewrite",
+    },
     "shop-flusher": {"distrust", "open_epoch", "publish", "settle", "trust"},
     "shop-operator": {path.name.removesuffix(".lua") for path in files("writebehind.engine.adapters.lua").iterdir()},
-}
+}  # fmt: skip
 SWEEPING = {
     "@", "acl|setuser", "config|set", "debug", "eval_ro", "flushall", "flushdb", "keys", "monitor", "scan", "script",
     "shutdown",
@@ -63,16 +66,37 @@ def test_patterns_match_the_namespace_and_no_other(namespace: str) -> None:
     other = Keys(f"{namespace[:31]}x", 1024)
 
     def matched(name: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns(namespace))
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in (*patterns(namespace), pattern_beside(namespace)))
 
-    assert all(map(matched, (keys.shared, *keys.logs, *keys.metas, keys.record(1023, "s.t", "a:b"))))
-    assert not any(map(matched, (other.shared, *other.logs, other.record(7, "t", "1"), "wb:", "foreign")))
+    def hits(keys: Keys) -> list[str]:
+        return [keys.hits("api", subject).decode() for subject in (b"user:1", b"}:{", b"/")]
+
+    cached = keys.cache_version("c"), keys.cache_entry("c", "v", '"a}b"')
+    own = (keys.shared, *keys.logs, *keys.metas, keys.record(1023, "s.t", "a:b"), *cached, *hits(keys))
+    assert all(map(matched, own))
+    foreign = other.cache_version("c"), other.cache_entry("c", "v", "1"), *hits(other), "wb:", "foreign"
+    assert not any(map(matched, (other.shared, *other.logs, other.record(7, "t", "1"), *foreign)))
+
+
+def test_a_flusher_has_no_business_with_caches_and_limiters() -> None:
+    """It gets neither their keys nor their channel; what flushers count for themselves is beside the settings."""
+    rules = {user.name: set(user.rules) for user in users("shop", Options())}
+    caches = {"~wb:{shop/*}:*", f"&{channels('shop')}"}
+    assert caches <= rules["shop-writer"]
+    assert caches <= rules["shop-operator"]
+    assert not caches & rules["shop-flusher"]
+    assert any(fnmatch.fnmatchcase(Keys("shop", 1).flushed(1000), pattern) for pattern in patterns("shop"))
+    assert fnmatch.fnmatchcase(Keys("shop", 1).cache_channel("c"), channels("shop"))
+    assert not fnmatch.fnmatchcase(Keys("shopx", 1).cache_channel("c"), channels("shop"))
 
 
 def test_lines() -> None:
     """A line replaces what a user could before; a password has to be put in, and a line of a file has no reset."""
     writer = users("shop", Options(select=True))[0]
-    head = "><password of shop-writer> ~wb:{shop:*}:* ~wb:{shop}:* resetchannels nocommands +acl|dryrun "
+    head = (
+        "><password of shop-writer> ~wb:{shop:*}:* ~wb:{shop}:* ~wb:{shop/*}:* resetchannels &wb:{shop}:cache:* "
+        "nocommands +acl|dryrun "
+    )
     assert writer.command().startswith(f"ACL SETUSER shop-writer reset on {head}")
     assert writer.file_line().startswith(f"user shop-writer on {head}")
     assert "select" in granted(writer)

@@ -5,11 +5,24 @@ from collections.abc import Sequence
 import pytest
 
 from writebehind.engine.config import Backpressure
-from writebehind.engine.core.appending import Effect, Full, Lost, OpenEpoch, Pause, Refused, Reply, Run, Unsent, append
+from writebehind.engine.core.appending import (
+    Effect,
+    Full,
+    Lost,
+    OpenEpoch,
+    Pause,
+    Refused,
+    Reply,
+    Run,
+    Unfit,
+    Unsent,
+    append,
+)
 from writebehind.engine.core.pressure import OUT_OF_MEMORY, Held
 from writebehind.engine.errors import (
     BacklogFull,
     ConfigurationError,
+    LogDamaged,
     RedisUnavailable,
     ValidationError,
     WriteBehindError,
@@ -30,7 +43,9 @@ def no_memory(policy: Backpressure) -> Full:
     return Full(policy, 0, Held(OUT_OF_MEMORY, 0, 0), 1.0)
 
 
-def play(replies: Sequence[Reply], *, together: bool = False) -> tuple[list[Effect], bytes | Full | WriteBehindError]:
+def play(
+    replies: Sequence[Reply], *, together: bool = False
+) -> tuple[list[Effect], bytes | Full | Refused | WriteBehindError]:
     """Feed replies to the protocol; return its effects and how it ended."""
     protocol = append(together=together)
     effects = [next(protocol)]
@@ -103,6 +118,28 @@ def test_a_refusal_to_look_leaves_the_outcome_unknown(code: str) -> None:
     """A server that no longer lets the client look for its entry leaves the outcome unknown, whatever the reason."""
     assert isinstance(play([LOST, True, Refused(code, "")])[1], WriteOutcomeUnknown)
     assert isinstance(play([LOST, True, Refused("TIMELINE", ""), Refused(code, "")])[1], WriteOutcomeUnknown)
+
+
+def test_a_server_that_hides_what_it_is_leaves_a_lost_outcome_unknown() -> None:
+    """What cannot be met says why, and that nothing was written only where nothing was lost before."""
+    damaged = LogDamaged("the log is damaged")
+    assert play([Unfit(damaged)])[1] is damaged
+    assert play([Refused("TIMELINE", ""), Unfit(damaged)], together=True)[1] is damaged
+    for between in ([], [Refused("TIMELINE", "")]):
+        _, error = play([LOST, True, *between, Unfit(damaged)])
+        assert isinstance(error, WriteOutcomeUnknown)
+        assert "the log is damaged" in error.message
+
+
+@pytest.mark.parametrize("code", ["RANGE", "WRONGTYPE", "NOPERM"])
+def test_one_of_several_calls_hears_what_it_is_refused_for(code: str) -> None:
+    """It may be divided and sent again as long as no attempt is lost, and only then."""
+    refused = Refused(code, "text")
+    assert play([refused], together=True) == ([Run(retry=False)], refused)
+    assert isinstance(play([LOST, True, refused], together=True)[1], WriteOutcomeUnknown)
+    fenced = Refused(code, "text", fenced_off=True)
+    assert play([LOST, True, fenced], together=True)[1] == fenced
+    assert isinstance(play([Refused("UNSEARCHED", "")], together=True)[1], WriteOutcomeUnknown)
 
 
 def test_a_range_error_after_the_fence_is_certain() -> None:

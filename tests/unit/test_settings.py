@@ -1,6 +1,7 @@
 """Settings that cannot work are refused when they are made."""
 
 import pickle
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,23 @@ def test_positive_numbers() -> None:
         FlusherSettings(batch_entries_max=0)
     assert EngineSettings(record_ttl_seconds=None).record_ttl_seconds is None
     assert FlusherSettings(linger_seconds=0, retention_seconds=0).linger_seconds == 0
+
+
+@pytest.mark.parametrize("settings", [EngineSettings, FlusherSettings])
+def test_times_have_an_end(settings: Any) -> None:
+    """A time that cannot be counted in milliseconds is refused with its name and the limit; so is what is no number."""
+    names = [name for name in settings.__dataclass_fields__ if "_seconds" in name]
+    assert len(names) >= 7
+    for name in names:
+        for value in (1e17, float("inf")):
+            with pytest.raises(errors.ConfigurationError, match=rf"^{name} is .*give at most \d+ seconds"):
+                settings(**{name: value})
+        with pytest.raises(errors.ConfigurationError, match=rf"^{name} is nan"):
+            settings(**{name: float("nan")})
+        longest = {"redis_timeout_seconds": 2**31 // 1000, "lease_ttl_seconds": 86_400}.get(name, 2**31)
+        settings(**{name: longest})
+        with pytest.raises(errors.ConfigurationError, match=str(longest)):
+            settings(**{name: longest + 1})
 
 
 @pytest.mark.parametrize("name", errors.__all__)

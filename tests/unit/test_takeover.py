@@ -69,6 +69,16 @@ def state(end: str | None, delivered: str | None) -> LogState:
     )
 
 
+def test_what_was_loaded_in_a_history_that_nobody_served_is_loaded_again() -> None:
+    """SQL may have gone on with another history meanwhile; once this one has been served, it cannot."""
+    effects, start = play(at("3-7"), state("5-9", None), ([], []))
+    assert effects[:2] == [Inspect(), Distrust(5, ORIGIN)]
+    assert start.past_missing
+    served = replace(state("5-9", None), watermark=at("5-2"))
+    assert not any(isinstance(effect, Distrust) for effect in play(at("3-7"), served, ([], []))[0])
+    assert not any(isinstance(effect, Distrust) for effect in play(ORIGIN, state("5-9", None), ([], []))[0])
+
+
 def test_what_was_delivered_and_not_applied_is_replayed() -> None:
     """Only what SQL has is acknowledged; the rest up to the last delivery is read again."""
     effects, start = play(at("5-3"), state("5-9", "5-7"), ([b"5-2", b"5-3", b"5-4", b"5-7"], []))
@@ -152,17 +162,17 @@ def test_each_rollback_is_judged_once(judged: int | None, expected: int | None) 
 
 def test_ghosts_go_before_anything_is_believed() -> None:
     """Entries that came back go, and what they left in records, before the records are believed."""
-    known = replace(state("9-1", "9-1"), floor=9, lineage={5: None, 9: at("5-8")}, ghosts=[b"5-9"])
+    known = replace(state("9-1", "9-1"), floor=9, lineage={5: None, 9: at("5-8")}, ghosts=[(b"5-9", [])])
     effects, start = play(at("5-8"), known, ([], []))
-    assert effects.index(Expunge([b"5-9"], at("5-8"))) < effects.index(Trust(9, None))
+    assert effects.index(Expunge([(b"5-9", [])], at("5-8"))) < effects.index(Trust(9, None))
     assert start.ghosts == 1
 
 
 def test_the_last_records_before_an_epoch_are_doubted() -> None:
     """The last transaction of a history may be half: the log has it, and its records are as they were before."""
-    known = replace(state("9-1", "9-1"), floor=9, lineage={5: None, 9: at("5-8")}, last_before={9: at("5-8")})
+    known = replace(state("9-1", "9-1"), floor=9, lineage={5: None, 9: at("5-8")}, last_before={9: (b"5-8", [])})
     effects, _ = play(at("5-8"), known, ([], []))
-    assert effects.index(Doubt(9, at("5-8"), at("5-8"))) < effects.index(Trust(9, None))
+    assert effects.index(Doubt(9, (b"5-8", []), at("5-8"))) < effects.index(Trust(9, None))
 
 
 def test_a_full_redis_is_served_without_a_verdict() -> None:

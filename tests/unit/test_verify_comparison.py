@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -408,6 +409,14 @@ def test_a_record_that_is_written_all_the_time_is_pending() -> None:
         answers += [sight(f"5-{number}", WHOLE), at("5-99"), {KEY: OTHER}, sight(f"5-{number + 1}", WHOLE)]
     _, (judged,) = play(*answers)
     assert judged.verdict is Verdict.PENDING
+
+
+def test_readers_that_load_write_nothing() -> None:
+    """Their leases come and go; the verdict stands."""
+    (before,) = sight("5-3", WHOLE).values()
+    now = replace(before, raw={**before.raw, b":overlay": b"1 token 5-3", b":token": b"token", b":until": b"1"})
+    _, (judged,) = play({KEY: before}, at("5-3"), {KEY: OTHER}, {KEY: now})
+    assert judged.verdict is Verdict.DIVERGED
 
 
 def test_a_record_that_is_gone_is_not_judged() -> None:

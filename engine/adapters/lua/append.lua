@@ -159,7 +159,9 @@ end
 local suspect = {}
 if known[4] then
   for record = 3, #KEYS do
-    local version = redis.call('HGET', KEYS[record], ':version')
+    local found = redis.call('HMGET', KEYS[record], ':version', ':loaded')
+    -- What was only loaded from SQL is as old as what SQL had published then.
+    local version = found[1] or found[2]
     if version and tonumber(string.match(version, '^%d+')) < tonumber(known[4]) then suspect[KEYS[record]] = true end
   end
 end

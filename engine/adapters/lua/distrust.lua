@@ -7,14 +7,17 @@
 -- Reply how many records were removed or became markers.
 --
 -- What SQL has not applied yet stays; where ARGV[1] is '', or ARGV[4] is not, it becomes a marker, whose reads wait for
--- SQL. Stopped half way: cannot be. Repeat: harmless.
+-- SQL. A record that was only loaded from SQL goes where the watermark of that moment is of an earlier epoch. Stopped
+-- half way: by a key that is no hash; the caller then takes the keys one by one. Repeat: harmless, but not counted.
 
 local ghosts = {}
 local last = ARGV[4]
 for i = 5, #ARGV do ghosts[ARGV[i]] = true end
 local changed = 0
 for _, key in ipairs(KEYS) do
-  local version = redis.call('HGET', key, ':version')
+  local known = redis.call('HMGET', key, ':version', ':loaded')
+  local version = known[1]
+  local loaded = not version and known[2] and tonumber(string.match(known[2], '^%d+'))
   local epoch, sequence = string.match(version or '', '^(%d+)-(%d+)$')
   epoch, sequence = tonumber(epoch), tonumber(sequence)
   if last ~= '' and (not epoch or epoch < tonumber(ARGV[1])) then
@@ -31,6 +34,9 @@ for _, key in ipairs(KEYS) do
       redis.call('HSET', key, ':version', version, ':state', 'marker')
       changed = changed + 1
     end
+  elseif loaded and (ARGV[1] == '' or loaded < tonumber(ARGV[1])) then
+    redis.call('UNLINK', key)
+    changed = changed + 1
   end
 end
 return changed

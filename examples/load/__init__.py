@@ -1,0 +1,1 @@
+"""The FastAPI example under load, while its flusher is killed."""
